@@ -1,0 +1,95 @@
+"""What travels with every op besides its arrays: where it stands, how it rounds, which random bits it draws, whether it records.
+
+Every op has an address (scope, op, number), and every random bit a key that is a pure function of (seed, step, micro-batch,
+address, phase). So bits do not depend on threads, order, watchers or resuming, and any step can be run again.
+"""
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from minillm.formats import Format
+from minillm.rounding import round_to
+
+_scope: ContextVar[tuple[str, ...]] = ContextVar("scope", default=())
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Name a place: ops inside have it in their address, within the scopes around it. An empty name adds nothing."""
+    token = _scope.set((*_scope.get(), name) if name else _scope.get())
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def current_scope() -> str:
+    """The names of the scopes around, outermost first, with dots between: "block2.mlp.up"."""
+    return ".".join(_scope.get())
+
+
+class Address(NamedTuple):
+    """Where an op stands: the scope, the op's name, and the how-manieth op of that name in that scope since `begin`."""
+
+    scope: str
+    op: str
+    number: int
+
+    def __str__(self) -> str:
+        number = f"#{self.number}" if self.number else ""
+        return f"{self.scope}/{self.op}{number}" if self.scope else f"{self.op}{number}"
+
+
+@dataclass
+class Context:
+    """Rounding of each direction, seed, step, micro-batch, whether to record, and what is counted anew in each forward pass."""
+
+    seed: int = 0
+    forward: str = "nearest_even"
+    backward: str = "nearest_even"
+    cotangents: Format | None = None         # None: a cotangent has the format of its tensor
+    record: bool = True
+    step: int = 0                            # counts attempts, so that a step after a skipped one draws new bits
+    micro: int = 0
+    numbers: dict = field(default_factory=dict)
+    leaf_casts: dict = field(default_factory=dict)       # a parameter is cast once a forward pass, however often it is used
+
+    def begin(self, step: int, micro: int = 0) -> None:
+        """Open a forward pass: ops are numbered from 0 again and parameters are cast again."""
+        self.step, self.micro = step, micro
+        self.numbers.clear()
+        self.leaf_casts.clear()
+
+    @contextlib.contextmanager
+    def no_record(self) -> Iterator[None]:
+        """For evaluation, sampling and teachers: ops inside keep nothing for a backward pass, and dropout is off."""
+        before, self.record = self.record, False
+        try:
+            yield
+        finally:
+            self.record = before
+            self.leaf_casts.clear()          # a cast made without recording must not stand in for one that has to be recorded
+
+    def address(self, op: str) -> Address:
+        """The address of the next op of this name here; calling it counts."""
+        where = current_scope()
+        number = self.numbers.get((where, op), 0)
+        self.numbers[where, op] = number + 1
+        return Address(where, op, number)
+
+    def key(self, address: Address, phase: str) -> int:
+        """64 bits for the random numbers of one op in one phase."""
+        words = repr((self.seed, self.step, self.micro, tuple(address), phase)).encode()
+        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
+
+    def round(self, exact, format: Format, phase: str, address: Address):
+        """Round a result (phase "forward") or a cotangent ("backward") the way this context says."""
+        mode = self.forward if phase == "forward" else self.backward
+        return round_to(exact, format, mode, self.key(address, phase) if mode == "stochastic" else None)
+
+
+PLAIN = Context()       # for ops outside a model: x + y, x @ w, x.to(FLOAT16); nearest even, nothing else to choose
+

@@ -1,0 +1,39 @@
+"""Which compiled kernel stands beside which rule. A kernel stands in for a rule, it does not redefine it.
+
+A forward kernel takes the arrays as they are stored, the rule's static arguments, and `out`, the type of its result: float32 for
+the exact values, float16 for the same values rounded once on their way to memory. A vjp kernel takes the cotangent and what the
+rule's vjp names, as stored, and returns float32 cotangents, because they may still have to be summed.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minillm import kernels
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The names of a rule's two kernels in a module of the kernels room, looked up on first use."""
+
+    room: str
+    name: str
+
+    @property
+    def forward(self) -> Callable:
+        return getattr(kernels.load(self.room), self.name)
+
+    @property
+    def vjp(self) -> Callable:
+        return getattr(kernels.load(self.room), f"{self.name}_vjp")
+
+
+KERNELS = {"gelu": Kernel("elementwise", "gelu"), "layer_norm": Kernel("rowwise", "layer_norm")}
+
+
+def kernel_for(rule, compute, arrays) -> Kernel | None:
+    """The kernel of a rule if it can serve these arrays: NumPy's, computed in float32, at least one value."""
+    kernel = KERNELS.get(rule.name)
+    if kernel is None or compute is not np.float32 or not kernels.enabled():
+        return None
+    return kernel if all(type(a) is np.ndarray and a.size for a in arrays if a is not None) else None

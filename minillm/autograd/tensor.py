@@ -1,0 +1,305 @@
+"""Tensor, the one dispatcher that applies a rule and rounds once, and the backward pass."""
+import numbers
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from minillm.autograd.context import PLAIN, Address, Context
+from minillm.autograd.kernels import kernel_for
+from minillm.autograd.rule import RULES, Rule
+from minillm.autograd.watching import tell, watched
+from minillm.backend import array_module
+from minillm.errors import MiniLLMError, MixedFormats
+from minillm.formats import FLOAT16, FLOAT32, Format
+from minillm.rounding import round_to, widen
+
+
+class Tensor:
+    """An array and its format; floating formats only. A tensor with a name is a leaf and gets a gradient.
+
+    Ids, targets, masks and positions are plain arrays. `x + y`, `x @ w`, `x.to(FLOAT16)` and the like compute in float32 and round
+    once into the format of x; a model calls its recipe's ops instead.
+    """
+
+    __slots__ = ("data", "format", "name", "node")
+    __array_ufunc__ = None           # array + tensor is an error, not an array of tensors
+
+    def __init__(self, data, format: Format = FLOAT32, node: "Node | None" = None, name: str | None = None):
+        self.data, self.format, self.node, self.name = data, format, node, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.node is not None or self.name is not None
+
+    def detach(self) -> "Tensor":
+        """The same values, of which no gradient is taken."""
+        return Tensor(self.data, self.format)
+
+    def item(self) -> float:
+        """The one value as a Python number."""
+        return self.data.item()
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise MiniLLMError(f"a tensor of shape {self.shape} has no truth value: compare its .data, or reduce it to one element")
+        return bool(self.data.reshape(())[()])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        name = f", name={self.name!r}" if self.name else ""
+        return f"Tensor({np.array2string(np.asarray(self.data), threshold=20, separator=', ')}, {self.format!r}{name})"
+
+    def _op(self, op, *inputs, **static):
+        node = next((t.node for t in inputs if isinstance(t, Tensor) and t.node), None)
+        return apply(RULES[op], *inputs, context=node.context if node else PLAIN, **static)
+
+    def to(self, format: Format) -> "Tensor":
+        """Cast: the values rounded into another format; the tensor itself if it has that format."""
+        return self if format is self.format else self._op("cast", self, result=format)
+
+    def __add__(self, other):
+        return self._op("add", self, other)
+
+    def __radd__(self, other):
+        return self._op("add", other, self)
+
+    def __sub__(self, other):
+        return self._op("sub", self, other)
+
+    def __rsub__(self, other):
+        return self._op("sub", other, self)
+
+    def __mul__(self, other):
+        return self._op("mul", self, other)
+
+    def __rmul__(self, other):
+        return self._op("mul", other, self)
+
+    def __truediv__(self, other):
+        return self._op("div", self, other)
+
+    def __rtruediv__(self, other):
+        return self._op("div", other, self)
+
+    def __pow__(self, other):
+        return self._op("pow", self, other)
+
+    def __neg__(self):
+        return self._op("neg", self)
+
+    def __matmul__(self, other):
+        return self._op("matmul", self, other)
+
+    def __getitem__(self, index):
+        return self._op("slice", self, index=index)
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
+
+    def sum(self, axis=None, keepdims=False):
+        return self._op("sum", self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis=None, keepdims=False):
+        return self._op("mean", self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis=None, keepdims=False):
+        return self._op("max", self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape):
+        return self._op("reshape", self, shape=shape)
+
+    def transpose(self, *axes):
+        return self._op("transpose", self, axes=axes or None)
+
+
+def tensor(values, format: Format = FLOAT32, name: str | None = None) -> Tensor:
+    """A tensor from Python numbers or a float array, rounded into the format. float64 arrays are rounded from their own bits.
+
+    Raises MiniLLMError for ids and masks, which stay plain arrays.
+    """
+    if not isinstance(values, np.ndarray | np.generic):
+        values = np.asarray(values, np.float32 if format is FLOAT32 else format.compute)
+    return Tensor(np.asarray(round_to(np.asarray(values), format)), format, name=name)
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One op in the graph. Points at parents, which are nodes or leaves, never at their arrays: only what the vjp names is alive."""
+
+    rule: Rule
+    parents: tuple
+    kept: dict | None
+    format: Format           # of the output, and so of its cotangent
+    shape: tuple
+    compute: type
+    address: Address
+    context: Context
+
+
+def common_format(rule: Rule, names, inputs) -> Format:
+    """The one format of the inputs; those that a rule allows to be wide may have the same or a wider one."""
+    formats = [t.format for name, t in zip(names, inputs, strict=True) if isinstance(t, Tensor) and name not in rule.wide]
+    if not formats:
+        raise MiniLLMError(f"{rule.name} needs a Tensor among its inputs: make one with minillm.tensor(values)")
+    given = formats[0]
+    for name, t in zip(names, inputs, strict=True):
+        if not isinstance(t, Tensor):
+            continue
+        if name in rule.plain:
+            raise MiniLLMError(f"{rule.name}: {name} is a plain array, not a Tensor: pass its .data")
+        if t.format is not given and not (name in rule.wide and t.format.bits > given.bits):
+            wide, narrow = sorted((given, t.format), key=lambda f: -f.bits)
+            raise MixedFormats(f"{rule.name}: {given.name} and {t.format.name} do not mix: cast one, e.g. x.to({wide!r}) of the "
+                               f"{narrow.name} one")
+    return given
+
+
+def stored(rule: Rule, name: str, x, compute):
+    """The array behind an input: a tensor's own, a Python number in the compute format, a plain array where the rule takes one."""
+    if isinstance(x, Tensor):
+        return x.data
+    if x is None or name in rule.plain:
+        return x
+    if isinstance(x, numbers.Real):
+        return np.asarray(x, compute)
+    raise MiniLLMError(f"{rule.name}: {name} is {type(x).__name__}, not a Tensor: make one with minillm.tensor(values)")
+
+
+def widened(x, compute):
+    return widen(x, compute) if getattr(getattr(x, "dtype", None), "kind", "") == "f" else x
+
+
+def as_array(x):
+    """NumPy gives a scalar where a result has no axes: make it an array again."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def evaluate(rule, names, arrays, static, compute, result, context, address):
+    """Compute wide and round once: (exact, rounded, extras). A kernel that rounds on its way to memory has no exact values."""
+    kernel = kernel_for(rule, compute, arrays)
+    with np.errstate(all="ignore"):                      # infinities and NaN are values here: they travel and are reported
+        if kernel:
+            half = result is FLOAT16 and context.forward == "nearest_even" and not watched()
+            out = kernel.forward(*arrays, **static, out=np.float16 if half else np.float32)
+        else:
+            xp = array_module(next(a for a in arrays if a is not None))
+            out = rule.forward(xp, *(a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True)), **static)
+        exact, extras = out if isinstance(out, tuple) else (out, {})
+        exact = as_array(exact)
+        rounded = exact if kernel and half else context.round(exact, result, "forward", address)
+    return exact, rounded, extras
+
+
+def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None = None, **static) -> Tensor:
+    """The one dispatcher: check formats, compute wide, round once into `result`, tell who watches, keep what the vjp reads."""
+    inputs += (None,) * (len(rule.inputs) - len(inputs))
+    names = rule.names(len(inputs))
+    given = common_format(rule, names, inputs)
+    result, static, address = result or given, rule.defaults | static, context.address(rule.name)
+    if rule.takes_key:
+        static["key"] = context.key(address, "rule")
+    arrays = [stored(rule, name, x, given.compute) for name, x in zip(names, inputs, strict=True)]
+    exact, data, extras = evaluate(rule, names, arrays, static, given.compute, result, context, address)
+    if watched():
+        tell("forward", address, exact, data, result, rule, inputs, static)
+    if not context.record or not any(isinstance(t, Tensor) and t.needs_gradient for t in inputs):
+        return Tensor(data, result)
+    parents = tuple((t.node or (t if t.name else None)) if isinstance(t, Tensor) else None for t in inputs)
+    kept = remembered(rule, names, arrays, parents, static, extras, data)
+    return Tensor(data, result, Node(rule, parents, kept, result, data.shape, given.compute, address, context))
+
+
+def remembered(rule, names, arrays, parents, static, extras, y) -> dict:
+    """What the vjp names, and nothing else, each in the format that it has."""
+    shapes = [None if a is None else np.shape(a) for a in arrays]
+    known = static | extras | dict(zip(names, arrays, strict=True))
+    known |= {f"{name}_shape": shape for name, shape in zip(names, shapes, strict=True)}
+    known |= {"y": y, "shapes": shapes, "needs": tuple(p is not None for p in parents)}
+    return {name: known[name] for name in rule.reads}
+
+
+def topological(root) -> Iterator:
+    """Nodes and leaves behind a node, each after everything that uses it; no recursion, one fixed order."""
+    order, seen, stack = [], set(), [(root, False)]
+    while stack:
+        at, done = stack.pop()
+        if done:
+            order.append(at)
+        elif id(at) not in seen:
+            seen.add(id(at))
+            stack.append((at, True))
+            if isinstance(at, Node):
+                stack.extend((p, False) for p in at.parents if p is not None)
+    return reversed(order)
+
+
+def backward(loss: Tensor) -> dict:
+    """Gradients of the leaves by name, each an array in the leaf's format. The graph is walked once and freed as it is walked.
+
+    Cotangents that meet are summed in the compute format (float32) in one fixed order and rounded once, into the format of
+    their tensor. Raises MiniLLMError for a loss of more than one value, a second walk, and two leaves of one name.
+    """
+    if loss.node is None or loss.node.kept is None:
+        raise MiniLLMError("backward: this graph was walked already, or never recorded (no_record, or no tensor with a name)")
+    if loss.size != 1:
+        raise MiniLLMError(f"backward needs a loss of one value, not of shape {loss.shape}: take its mean or sum")
+    xp = array_module(loss.data)
+    arriving, gradients, leaves = {id(loss.node): xp.ones(loss.shape, loss.node.compute)}, {}, {}
+    for at in topological(loss.node):
+        exact = arriving.pop(id(at))
+        if isinstance(at, Tensor):
+            if leaves.setdefault(at.name, at) is not at:
+                raise MiniLLMError(f"backward: two leaves are named {at.name!r}: give each its own name")
+            gradients[at.name] = received(exact, at.format, Address(at.name, "gradient", 0), loss.node.context)
+            continue
+        for parent, share in zip(at.parents, cotangents(xp, at, exact), strict=True):
+            if parent is not None:
+                here = arriving.get(id(parent))
+                arriving[id(parent)] = share if here is None else here + share
+        at.kept, at.parents = None, ()
+    return gradients
+
+
+def received(exact, format, address, context):
+    """A cotangent as its tensor receives it: rounded once, into the tensor's format or what the recipe names."""
+    target = format if format.bits >= 32 or address.op == "gradient" else context.cotangents or format
+    exact = as_array(exact)
+    rounded = context.round(exact, target, "backward", address)
+    if watched():
+        tell("backward", address, exact, rounded, target)
+    return rounded
+
+
+def cotangents(xp, node, exact):
+    """Round what has arrived at a node and pass it through the rule: a wide cotangent for each parent, of the parent's shape."""
+    if node.rule.backward is None:
+        raise MiniLLMError(f"{node.rule.name} has no vjp: detach() its result if no gradient is wanted")
+    g = received(exact, node.format, node.address, node.context)
+    kernel = kernel_for(node.rule, node.compute, (g,))
+    with np.errstate(all="ignore"):
+        if kernel:
+            shares = kernel.vjp(g, **node.kept)
+        else:
+            kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
+            shares = node.rule.backward(xp, widened(g, node.compute), **kept)
+    for parent, share in zip(node.parents, shares, strict=True):
+        shape = None if parent is None else parent.shape
+        if shape is not None and (share is None or share.shape != shape or share.dtype != node.compute):
+            found = "nothing" if share is None else f"{share.dtype} {share.shape}"
+            raise MiniLLMError(f"the vjp of {node.rule.name} gives {found} for a value of shape {shape}: mend the rule")
+    return shares

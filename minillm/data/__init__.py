@@ -1,0 +1,1 @@
+"""Text, tokens and batches: where the ids of a training step come from."""

@@ -1,0 +1,1 @@
+"""Models, each small, each on the same parts."""

@@ -1,0 +1,102 @@
+"""GPT in the arrangement of GPT-2: pre-norm blocks, learned positions, a head tied to the token embedding."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from minillm.autograd.context import scope
+from minillm.autograd.tensor import Tensor
+from minillm.errors import MiniLLMError
+from minillm.nn import Block, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module
+from minillm.precision.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class GPTShape:
+    """V vocabulary, L layers, H heads, C channels, T context; `bias`: whether linears and layer norms have one (GPT-2's do)."""
+
+    vocabulary: int
+    layers: int = 4
+    heads: int = 4
+    channels: int = 128
+    context: int = 64
+    bias: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("vocabulary", "layers", "heads", "channels", "context"):
+            if getattr(self, name) < 1:
+                raise MiniLLMError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise MiniLLMError(f"dropout is {self.dropout}: it must lie in 0 ... 1, 1 excluded")
+
+
+class GPT(Module):
+    """A decoder-only transformer: ids (B,T) -> logits (B,T,V). Radford et al. 2019; weights from N(0, 0.02)."""
+
+    def __init__(self, shape: GPTShape, recipe: Recipe, seed: int = 0):
+        self.shape, self.ops = shape, recipe.bind(seed)
+        make, C = Maker(seed, recipe.parameters), shape.channels
+        self.tokens, self.positions = Embedding(self.ops, make, shape.vocabulary, C), Embedding(self.ops, make, shape.context, C)
+        self.dropout = Dropout(self.ops, shape.dropout)
+        for i in range(shape.layers):
+            setattr(self, f"block{i}", Block(self.ops, make, C, shape.heads, shape.layers, shape.bias, shape.dropout))
+        self.norm = LayerNorm(self.ops, make, C, shape.bias)
+        self.parameters()                                                     # every leaf has its name
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [getattr(self, f"block{i}") for i in range(self.shape.layers)]
+
+    def forward(self, ids: np.ndarray, caches: list[KeyValueCache] | None = None, start: int = 0) -> Tensor:
+        """Logits (B,T,V) for ids (B,T) that stand at positions start ... start + T - 1."""
+        T = ids.shape[1]
+        if start + T > self.shape.context:
+            raise MiniLLMError(f"{start + T} tokens do not fit into a context of {self.shape.context}: cut the ids")
+        x = self.ops.add(self.tokens(ids), self.positions(np.arange(start, start + T, dtype=np.int32)))     # (B,T,C)
+        x = self.dropout(x)
+        for block, cache in zip(self.blocks, caches or [None] * self.shape.layers, strict=True):
+            x = block(x, cache)
+        x = self.norm(x)
+        with scope("head"):                                                   # tied: the token table is the head's weight
+            return self.ops.linear(x, self.tokens.weight)
+
+    def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
+        """Mean cross-entropy in nats a token, ids and targets (B,T)."""
+        return self.ops.cross_entropy(self(ids), targets)
+
+    def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0) -> np.ndarray:
+        """Continue ids (T,) by `tokens` sampled tokens; temperature 0 takes the most likely, top_k 0 considers all.
+
+        Keys and values are cached while the text fits into the context; from then on the last T tokens are read anew for each
+        token, since their learned positions move.
+        """
+        ids, rng, T = [int(i) for i in ids], np.random.default_rng(seed), self.shape.context
+        if not ids:
+            raise MiniLLMError("the prompt is empty: give at least one token to continue")
+        caches, read = self.new_caches(), 0
+        with self.ops.context.no_record():
+            for _ in range(tokens):
+                if len(ids) > T or not read:
+                    caches, window, read = self.new_caches(), ids[-T:], 0
+                else:
+                    window = ids[read:]
+                self.ops.context.begin(len(ids))
+                logits = self(np.array([window], np.int32), caches, read)                    # (1,T,V)
+                read += len(window)
+                ids.append(choose(logits.data[0, -1].astype(np.float32), temperature, top_k, rng))
+        return np.array(ids, np.int32)
+
+    def new_caches(self) -> list[KeyValueCache]:
+        return [KeyValueCache() for _ in self.blocks]
+
+
+def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Generator) -> int:
+    """One id from logits (V,) float32: by the largest of logit / temperature + Gumbel noise, which samples the softmax."""
+    if not np.isfinite(logits).any():
+        raise MiniLLMError("no logit is finite, so nothing can be sampled: this model has diverged")
+    if top_k:
+        logits = np.where(logits < np.sort(logits)[-min(top_k, len(logits))], np.float32(-np.inf), logits)
+    if temperature == 0:
+        return int(logits.argmax())
+    noise = -np.log(-np.log(rng.random(len(logits), np.float32) * np.float32(1 - 2e-7) + np.float32(1e-7)))
+    return int((logits / np.float32(temperature) + noise).argmax())

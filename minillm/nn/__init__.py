@@ -1,0 +1,6 @@
+"""Modules: things that own parameters and call a recipe's ops."""
+from minillm.nn.attention import Attention, Block, KeyValueCache
+from minillm.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minillm.nn.module import Maker, Module
+
+__all__ = ["Attention", "Block", "Dropout", "Embedding", "KeyValueCache", "LayerNorm", "Linear", "Maker", "Module"]

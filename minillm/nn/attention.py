@@ -1,0 +1,64 @@
+"""Self-attention with an optional key/value cache, and the pre-norm transformer block."""
+from minillm.autograd.tensor import Tensor
+from minillm.errors import MiniLLMError
+from minillm.nn.layers import Dropout, LayerNorm, Linear
+from minillm.nn.module import Maker, Module
+from minillm.precision.recipe import Ops
+
+
+class KeyValueCache:
+    """The keys and values (B,T,C) of the tokens so far, for one attention layer."""
+
+    def __init__(self):
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, ops: Ops, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new tokens; returns all keys and values, (B, T + new, C)."""
+        if self.keys is not None:
+            k, v = ops.concat(self.keys, k, axis=1), ops.concat(self.values, v, axis=1)
+        self.keys, self.values = k, v
+        return k, v
+
+
+class Attention(Module):
+    """Causal self-attention: (B,T,C) -> (B,T,C) with H heads of D = C / H channels."""
+
+    def __init__(self, ops: Ops, make: Maker, C: int, H: int, bias: bool, out_deviation: float):
+        if C % H:
+            raise MiniLLMError(f"{H} heads do not divide {C} channels: choose heads from {[h for h in range(1, C + 1) if C % h == 0][:12]}")
+        self.ops, self.heads = ops, H
+        self.query, self.key, self.value = (Linear(ops, make, C, C, bias) for _ in range(3))
+        self.out = Linear(ops, make, C, C, bias, out_deviation)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)                    # (B,T,C) each
+        if cache is not None:
+            k, v = cache.extend(self.ops, k, v)
+        return self.out(self.ops.attention(q, k, v, heads=self.heads))
+
+
+class MLP(Module):
+    """Two linears with GELU between: C -> 4 C -> C."""
+
+    def __init__(self, ops: Ops, make: Maker, C: int, bias: bool, out_deviation: float):
+        self.ops = ops
+        self.up, self.down = Linear(ops, make, C, 4 * C, bias), Linear(ops, make, 4 * C, C, bias, out_deviation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.ops.gelu(self.up(x)))
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Radford et al. 2019 (GPT-2), section 2.3."""
+
+    def __init__(self, ops: Ops, make: Maker, C: int, H: int, layers: int, bias: bool = True, dropout: float = 0.0):
+        small = 0.02 / (2 * layers) ** 0.5             # 2 L projections write to the residual stream
+        self.ops = ops
+        self.norm1, self.attention = LayerNorm(ops, make, C, bias), Attention(ops, make, C, H, bias, small)
+        self.norm2, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, small)
+        self.dropout = Dropout(ops, dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), cache)))
+        return self.ops.add(x, self.dropout(self.mlp(self.norm2(x))))

@@ -1,0 +1,1 @@
+"""Figures: plain records go in, a PNG file comes out. matplotlib is loaded by the first drawing, not by an import."""

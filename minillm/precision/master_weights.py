@@ -1,0 +1,34 @@
+"""Master weights: the parameter is a float32 array, and what the products see is a narrower copy, cast anew in each forward pass.
+
+Without them an update below half an ulp of its weight is lost: in float16 as soon as |update / weight| < 2^-12, and never
+above 2^-11. Micikevicius et al. 2018, arXiv 1710.03740, section 3.1.
+"""
+import numpy as np
+
+from minillm.autograd.context import Context
+from minillm.autograd.rule import RULES
+from minillm.autograd.tensor import Tensor, apply
+from minillm.formats import Format
+from minillm.rounding import round_to, widen
+
+
+def working_copy(context: Context, parameter: Tensor, format: Format) -> Tensor:
+    """The copy in `format` in which a parameter works in this forward pass: one cast, however often the parameter is used.
+
+    It is a node of the graph: its vjp brings the cotangents of all uses back to the float32 master.
+    """
+    at = (id(parameter), format)
+    if at not in context.leaf_casts:
+        copy = apply(RULES["cast"], parameter, context=context, result=format)
+        context.leaf_casts[at] = parameter, copy                  # the parameter too, so that its id cannot be taken by another
+    return context.leaf_casts[at][1]
+
+
+def lost_updates(before: np.ndarray, after: np.ndarray, format: Format) -> float:
+    """The share of weights for which weight + update, both as float32, rounds back to the weight in `format`.
+
+    before, after: float32 arrays of one shape, the weight on the format's grid, and its exact new value. Weights whose update is 0
+    count as kept.
+    """
+    rounded = widen(round_to(after, format), np.float32)
+    return float(np.count_nonzero((rounded == before) & (after != before))) / max(before.size, 1)

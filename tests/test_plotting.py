@@ -1,0 +1,337 @@
+"""Figures: they are made, they can be read, and they say what the records say."""
+import json
+import math
+import struct
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minillm.errors import MiniLLMError
+from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
+from minillm.plotting import style, training
+
+SIX = list(style.RECIPE_LOOKS)
+LONG = [f"float16-mixed-with-stochastic-rounding-and-a-very-long-name-{i}" for i in range(6)]
+TWELVE = SIX + LONG
+NAN = math.nan
+
+
+def a_run(steps=120, end=2.45, diverged_at=None):
+    rng = np.random.default_rng(steps)
+    at = np.arange(1, diverged_at or steps + 1)
+    loss = end + (8.3 - end) * np.exp(-at / 20) + 0.1 * rng.standard_normal(at.size)
+    return {"steps": at.tolist(), "loss": loss.tolist(), "val_steps": at[19::20].tolist(),
+            "val_loss": loss[19::20].tolist(), "diverged_at": diverged_at}
+
+
+def a_histogram(mean=-20.0, cut=-1000):
+    counts = {e: round(1e6 * math.exp(-((e - mean) ** 2) / 32)) for e in range(-60, 20)}
+    kept = {e: count for e, count in counts.items() if e >= cut and count}
+    return {**kept, "zero": sum(counts.values()) - sum(kept.values())}
+
+
+def a_scale(start=16, steps=200):
+    scales = [start - step // 70 for step in range(1, steps + 1)]
+    return {"steps": list(range(1, steps + 1)), "log2_scale": scales, "skipped": [70, 140]}
+
+
+def a_point(log2_scale, val_loss, share=0.1):
+    diverged_at = None if val_loss else 12
+    return {"log2_scale": log2_scale, "val_loss": val_loss, "diverged_at": diverged_at, "zero_gradient_share": share}
+
+
+def a_row(recipe, val_loss=2.45, spread=0.012, diverged=0, **changes):
+    sizes = {"weights": 3.3e6, "gradients": 3.3e6, "optimizer": 6.6e6, "activations": 13.4e6}
+    return {"recipe": recipe, "val_loss": val_loss, "val_loss_sd": spread, "seeds": 3, "diverged": diverged,
+            "zero_gradient_share": 0.31, "bytes": sizes} | changes
+
+
+STATIC = [a_point(k, loss, share) for k, loss, share in zip(
+    range(0, 26, 2), [8.5, 6.2, 3.9, 2.9, 2.52, 2.46, 2.452, 2.449, 2.455, 2.447, None, None, None],
+    np.geomspace(0.93, 1e-4, 13).tolist(), strict=True)]
+WIDE = Format("wide", 8, 3, np.float32)
+
+CASES = {
+    "loss, six recipes": (training.loss_curves, {r: a_run(end=2.4 + i / 5) for i, r in enumerate(SIX)}),
+    "loss, one run": (training.loss_curves, {"float16-mixed": a_run()}),
+    "loss, twelve recipes": (training.loss_curves, {r: a_run(60, diverged_at=7 * i + 1 if i % 3 else None)
+                                                    for i, r in enumerate(TWELVE)}),
+    "loss, nothing": (training.loss_curves, {}),
+    "loss, at step 1": (training.loss_curves, {"float16": a_run(diverged_at=1)}),
+    "loss, one point": (training.loss_curves, {"float32": a_run(1)}),
+    "loss, not measured": (training.loss_curves, {"a $b$ c": a_run(3) | {"loss": [8.0, None, NAN]}, "_b": {}}),
+    "loss, huge": (training.loss_curves, {"float16": a_run(3, diverged_at=4) | {"loss": [8.3, 1e30, 1e300]}}),
+    "exponents": (training.gradient_exponents, {r: a_histogram(-20 + 6 * i, -24) for i, r in enumerate(SIX[:4])}),
+    "exponents, twelve recipes": (training.gradient_exponents, {r: a_histogram(-9 - i) for i, r in enumerate(TWELVE)}),
+    "exponents, nothing": (training.gradient_exponents, {}),
+    "exponents, empty": (training.gradient_exponents, {"float32": {}, "float16": {"zero": 7}, "x": {-3: 0}}),
+    "exponents, three formats": (training.gradient_exponents, {"a": a_histogram()}, (FLOAT16, BFLOAT16, FLOAT32)),
+    "exponents, far out": (training.gradient_exponents, {"a": {-140: 1, 40: 1, "zero": 0}}, (BFLOAT16, FLOAT16, WIDE)),
+    "exponents, no format": (training.gradient_exponents, {"a": {-3: 4}}, ()),
+    "scale": (training.loss_scale_history, {"float16-mixed": a_scale(), "float16": a_scale(0)}),
+    "scale, twelve recipes": (training.loss_scale_history, {r: a_scale(10 + i) for i, r in enumerate(TWELVE)}),
+    "scale, nothing": (training.loss_scale_history, {}),
+    "scale, one point": (training.loss_scale_history, {"float16-mixed": a_scale(16, 1) | {"skipped": [1]}, "b": {}}),
+    "scale, not recorded": (training.loss_scale_history, {"b": {"steps": [1, 2], "log2_scale": [None, NAN]}}),
+    "static": (training.static_scale, STATIC, 2.45),
+    "static, all near": (training.static_scale, STATIC[4:], 2.45),
+    "static, nothing": (training.static_scale, [], 2.45),
+    "static, one point": (training.static_scale, STATIC[:1], None),
+    "static, all diverged": (training.static_scale, [p | {"zero_gradient_share": None} for p in STATIC[-3:]], NAN),
+    "comparison": (training.recipe_comparison, [*map(a_row, SIX[:4]), a_row("float16", 8.5, 0.3, 1),
+                                                a_row("float16-no-master", None, NAN, 3)]),
+    "comparison, twelve recipes": (training.recipe_comparison, [a_row(r, 2.4 + i / 40) for i, r in enumerate(TWELVE)]),
+    "comparison, nothing": (training.recipe_comparison, []),
+    "comparison, one row": (training.recipe_comparison, [a_row("float32", spread=None, seeds=1)]),
+    "comparison, not measured": (training.recipe_comparison, [
+        a_row("float32", None, None, zero_gradient_share=None, bytes={}), a_row("x" * 300, NAN, None, 3, bytes=None)]),
+}
+
+
+def draw(case, path):
+    function, records, *rest = CASES[case]
+    return function(records, path, *rest)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved, for a look at what is in them."""
+    saved, save = [], style.save
+    monkeypatch.setattr(style, "save", lambda figure, path: saved.append(figure) or save(figure, path))
+    return saved
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Every text that was drawn (ticks outside the axis are not)."""
+    from matplotlib.text import Text
+
+    drawn, really_draw = [], Text.draw
+    monkeypatch.setattr(Text, "draw", lambda self, *a, **k: drawn.append(self) or really_draw(self, *a, **k))
+    return drawn
+
+
+def chunks(png):
+    """The names of a PNG's chunks, and its width and height in pixels."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    names, at = [], 8
+    while at < len(png):
+        length, name = struct.unpack(">I4s", png[at : at + 8])
+        names.append(name)
+        at += 12 + length
+    return names, struct.unpack(">II", png[16:24])
+
+
+# ---- every figure, easy and hard ----
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_figure_is_written_and_every_text_can_be_read(case, tmp_path, figures, texts):
+    path = draw(case, tmp_path / "new" / "folder" / "figure.png")
+    assert path == tmp_path / "new" / "folder" / "figure.png"
+    assert [file.name for file in path.parent.iterdir()] == ["figure.png"]  # no temporary file stays behind
+    names, (width, _) = chunks(path.read_bytes())
+    assert (names[0], names[-1], width) == (b"IHDR", b"IEND", 1050)
+    readable(figures[0], texts)
+
+
+def readable(figure, texts):
+    """No text is small, cut off at the edge, or over another text; no axes have collapsed; the legend covers no axes."""
+    boxes = {text: text.get_window_extent().padded(-1) for text in texts if text.get_text().strip()}
+    assert boxes
+    for text, box in boxes.items():
+        assert text.get_fontsize() >= 9, text
+        assert figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1), text
+        assert figure.bbox.containsy(box.y0) and figure.bbox.containsy(box.y1), text
+    for (one, box), (other, other_box) in combinations(boxes.items(), 2):
+        assert not box.overlaps(other_box), (one, other)
+    for axes in figure.axes:
+        assert axes.bbox.width > 150 and axes.bbox.height > 30
+        assert not any(axes.bbox.overlaps(legend.get_window_extent()) for legend in figure.legends)
+
+
+@pytest.mark.parametrize(("case", "labels"), [
+    ("loss, one run", ["step", "nats per token"]),
+    ("exponents", ["exponent of the cotangent, log2|g|", "share of all values"]),
+    ("scale", ["optimizer attempt (step)", "a factor, no unit", "skipped"]),
+    ("static", ["a factor", "nats per token", "(%)"]),
+    ("comparison", ["nats per token", "MB"]),
+])
+def test_axes_are_labelled_with_their_units(case, labels, tmp_path, figures):
+    draw(case, tmp_path / "a.png")
+    found = "\n".join(axes.get_xlabel() + "\n" + axes.get_ylabel() for axes in figures[0].axes)
+    assert all(label in found for label in labels), found
+
+
+@pytest.mark.parametrize("case", ["loss, six recipes", "exponents", "scale", "static", "comparison"])
+def test_the_same_records_give_the_same_bytes_whatever_the_readers_settings(case, tmp_path):
+    import matplotlib
+
+    first = draw(case, tmp_path / "a.png").read_bytes()
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": False, "lines.linewidth": 5, "savefig.bbox": "tight"}):
+        assert draw(case, tmp_path / "b.png").read_bytes() == first
+    assert set(chunks(first)[0]) <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}  # no time, no version of anything
+
+
+def test_importing_loads_no_matplotlib_and_drawing_leaves_no_trace(tmp_path):
+    script = f"""
+import sys
+import minillm.plotting, minillm.plotting.style, minillm.plotting.training
+assert not [name for name in sys.modules if name.startswith("matplotlib")]
+import matplotlib
+before = dict(matplotlib.rcParams)
+minillm.plotting.training.loss_curves({{}}, {str(tmp_path / "a.png")!r})
+assert dict(matplotlib.rcParams) == before
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- style ----
+
+
+def test_a_recipe_keeps_its_look_and_two_recipes_never_share_one():
+    assert style.looks(TWELVE)["float16"] == style.looks(["x", "float16"])["float16"] == style.RECIPE_LOOKS["float16"]
+    looks = style.looks(TWELVE)
+    assert list(map(len, (looks, set(looks.values()), {look.color for look in looks.values()}))) == [12, 12, 7]
+    assert "#F0E442" not in {look.color for look in looks.values()}  # yellow
+    six = [looks[name] for name in SIX]
+    assert len({look.marker for look in six}) == len({look.dashes for look in six}) == 6  # told apart in grey print
+
+
+def test_names_that_are_no_recipes_take_the_colours_that_are_free():
+    assert len({look.color for look in style.looks(["float32", *"abcdef"]).values()}) == 7
+
+
+def test_a_file_stands_where_the_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MiniLLMError, match=r"^cannot write the figure .*; choose another folder$"):
+        draw("loss, nothing", tmp_path / "file" / "a.png")
+
+
+def test_a_failed_rename_leaves_nothing_behind(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(MiniLLMError, match="cannot write the figure"):
+        draw("loss, nothing", tmp_path / "a.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_only_png_is_written(tmp_path):
+    with pytest.raises(MiniLLMError, match="ends in .png"):
+        draw("loss, nothing", tmp_path / "a.pdf")
+
+
+# ---- what the figures say ----
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_run_that_diverged_ends_with_a_cross_where_it_was_last_seen(tmp_path, figures):
+    training.loss_curves({"float32": a_run(), "float16": a_run(diverged_at=37)}, tmp_path / "a.png")
+    crosses = [line for line in figures[0].axes[0].lines if line.get_marker() == "X"]
+    assert [line.get_xdata()[0] for line in crosses] == [37]
+    assert crosses[0].get_ydata()[0] == a_run(diverged_at=37)["loss"][-1]
+    assert legend_of(figures[0]) == ["float32", "float16: not finite at step 37", "markers: validation"]
+
+
+def test_one_explosion_does_not_flatten_the_other_curves(tmp_path, figures):
+    exploding = a_run()
+    exploding["loss"][-3:] = [50.0, 1e4, 1e9]
+    training.loss_curves({"float32": a_run(), "float16": exploding}, tmp_path / "a.png")
+    assert figures[0].axes[0].get_ylim()[1] < 12
+
+
+def test_the_training_line_is_the_median_that_its_label_names(tmp_path, figures):
+    values = [8.0] + [3.0] * 118 + [4.0]
+    values[60] = 5.0  # one spike
+    training.loss_curves({"a": {"steps": list(range(1, 121)), "loss": values}}, tmp_path / "a.png")
+    axes = figures[0].axes[0]
+    assert "median of 5 points" in axes.get_ylabel()
+    raw, smooth = (line.get_ydata() for line in axes.lines)
+    assert raw.tolist() == values
+    assert smooth.tolist() == [8.0] + [3.0] * 119
+
+
+def test_steps_and_losses_of_different_number_are_an_error(tmp_path):
+    with pytest.raises(MiniLLMError, match="2 steps and 1 values"):
+        training.loss_curves({"a": {"steps": [1, 2], "loss": [1.0]}}, tmp_path / "a.png")
+
+
+def test_the_regions_are_those_of_the_format(tmp_path, figures):
+    training.gradient_exponents({"a": a_histogram()}, tmp_path / "a.png", (FLOAT16,))
+    strip, plot = figures[0].axes
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in strip.patches]
+    low, high = plot.get_xlim()
+    assert np.allclose(ends, [(low, -25), (-25, -14), (-14, 16), (16, high)])
+    assert [text.get_text() for text in strip.texts] == list(training.REGIONS)
+    assert "largest 65504, normal ≥ 2^-14, subnormal ≥ 2^-24, zero < 2^-25" in plot.get_xlabel()
+    # What NumPy does with float16 at these edges is what the regions promise.
+    assert [float(np.float32(2.0**e).astype(np.float16)) for e in (-25, -24)] == [0.0, FLOAT16.smallest_subnormal]
+    assert np.float32(1.001 * 2.0**-25).astype(np.float16) > 0
+
+
+def test_regions_that_are_too_narrow_for_their_name_are_in_the_legend(tmp_path, figures):
+    draw("exponents, far out", tmp_path / "a.png")
+    assert legend_of(figures[0]) == ["a: 0 % exactly zero", "subnormal"]
+
+
+def test_shares_are_of_all_values_zeros_included_and_json_keys_are_read(tmp_path, figures):
+    histogram = json.loads(json.dumps({-3: 30, -1: 10, "zero": 60}))
+    training.gradient_exponents({"a": histogram}, tmp_path / "a.png")
+    shares, edges, _ = figures[0].axes[1].patches[0].get_data()
+    assert edges.tolist() == [-3, -2, -1, 0]
+    assert np.allclose(shares, [0.3, 0, 0.1])
+    assert legend_of(figures[0]) == ["a: 60.0 % exactly zero"]
+
+
+def test_skipped_steps_are_marked_and_counted(tmp_path, figures):
+    training.loss_scale_history({"float16-mixed": a_scale(), "float16": a_scale() | {"skipped": []}}, tmp_path / "a.png")
+    scale, rug = figures[0].axes
+    assert [events.get_positions() for events in rug.collections] == [[70, 140], []]
+    assert legend_of(figures[0]) == ["float16-mixed: 2 skipped", "float16: 0 skipped"]
+    assert [line.get_drawstyle() for line in scale.lines] == ["steps-post"] * 2
+
+
+def test_losses_near_the_reference_and_far_from_it_can_both_be_read(tmp_path, figures):
+    training.static_scale(STATIC, tmp_path / "a.png", 2.45)
+    far, near, _ = figures[0].axes
+    pixels = [near.transData.transform((0, loss))[1] for loss in (2.43, 2.45)]
+    assert pixels[1] - pixels[0] > 30
+    for loss in (2.9, 8.5):
+        assert far.viewLim.containsy(loss)
+    for loss in (2.447, 2.45, 2.52):
+        assert near.viewLim.containsy(loss)
+    seen = [y for axes in (far, near) for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata()]
+    assert sorted(seen) == sorted(p["val_loss"] for p in STATIC if p["val_loss"])  # each point once
+    assert figures[0].axes[2].lines[0].get_ydata()[0] == pytest.approx(93)
+
+
+def test_scales_that_diverged_are_crosses_at_the_top_edge_and_interrupt_the_line(tmp_path, figures):
+    points = [a_point(0, 2.5), a_point(1, None), a_point(2, 2.4)]
+    training.static_scale(points, tmp_path / "a.png", 2.45)
+    axes = figures[0].axes[0]
+    crosses = next(line for line in axes.lines if line.get_marker() == "X")
+    assert axes.transAxes.inverted().transform(crosses.get_transform().transform([(1, 1)]))[0, 1] == pytest.approx(1)
+    assert list(crosses.get_xdata()) == [1]
+    assert np.isnan(axes.lines[0].get_ydata()).tolist() == [False, True, False]
+
+
+def test_far_losses_are_written_out_and_bytes_are_stacked_in_megabytes(tmp_path, figures):
+    draw("comparison", tmp_path / "a.png")
+    losses, memory = figures[0].axes
+    assert [text.get_text() for text in losses.texts] == ["8.50 ± 0.30"]
+    assert losses.get_xlim()[1] < 2.6
+    names = [label.get_text() for label in losses.get_yticklabels()]
+    assert names[-1] == "float16-no-master\n31.0 % zero gradients\n3 of 3 not finite"
+    first_row = [bars[0] for bars in memory.containers]
+    assert [round(bar.get_x(), 6) for bar in first_row] == [0, 3.3, 6.6, 13.2]
+    assert first_row[-1].get_x() + first_row[-1].get_width() == pytest.approx(26.6)
+    assert memory.texts[0].get_text() == "26.6"
