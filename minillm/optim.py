@@ -26,7 +26,7 @@ def cosine_schedule(step: int, steps: int, lr: float, min_lr: float, warmup: int
 
 
 def global_norm(gradients: Iterable[np.ndarray], factor: float = 1.0) -> float:
-    """The 2-norm of all gradients times `factor`, accumulated in float32; inf or NaN if any of them is, so it is the finite check too.
+    """The 2-norm of all gradients times `factor`, accumulated in float32; not finite if any of them is not: it is the check too.
 
     Values are multiplied before they are squared: scaled by 2^16 a float32 square could overflow where the gradient does not.
     """
@@ -51,10 +51,11 @@ class Optimizer:
     slots: tuple[str, ...] = ()
 
     def __init__(self, parameters: Iterable[Tensor], state_format: Format = FLOAT32):
+        parameters = list(parameters)
         self.parameters = {p.name: p for p in parameters}
         self.state_format, self.steps = state_format, 0
-        if None in self.parameters:
-            raise MiniLLMError("an optimizer needs parameters with names: Tensor(data, format, name=...)")
+        if None in self.parameters or len(self.parameters) < len(parameters):
+            raise MiniLLMError("an optimizer needs parameters that each have a name of their own: Tensor(data, format, name=...)")
         self.state = {slot: {n: np.zeros(p.shape, state_format.storage) for n, p in self.parameters.items()} for slot in self.slots}
 
     def step(self, gradients: dict, lr: float, factor: float = 1.0) -> None:
@@ -63,6 +64,8 @@ class Optimizer:
         with np.errstate(all="ignore"):
             for name, p in self.parameters.items():
                 if name in gradients:
+                    if gradients[name].shape != p.shape:
+                        raise MiniLLMError(f"the gradient of {name} has shape {gradients[name].shape}, the parameter {p.shape}")
                     self.update(name, p, gradients[name], lr, np.float32(factor))
 
     def update(self, name, p, gradient, lr, factor):
@@ -100,7 +103,7 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay, on parameters of two axes or more only. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
+    """Adam with decoupled weight decay, on parameters of two axes or more only. Loshchilov and Hutter, arXiv 1711.05101, alg. 2.
 
     eps is added in float32, whatever the state's format: float16 would make 1e-8 a zero.
     """

@@ -1,9 +1,10 @@
 """The presets by name, and a recipe to and from JSON."""
 import dataclasses
+from collections.abc import Callable
 
-from minillm.autograd.rules.products import PRODUCTS
+from minillm.autograd.rules.products import PRODUCTS, Products
 from minillm.errors import MiniLLMError, unknown
-from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format, format_named
+from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, FORMATS, Format, format_named
 from minillm.precision.loss_scaling import LossScaling
 from minillm.precision.recipe import CAST_WORDS, Recipe
 
@@ -28,7 +29,8 @@ PRESETS = {recipe.name: recipe for recipe in (
     mixed(FLOAT16, "float16-unscaled", about="float16-mixed without a loss scale"),
     mixed(FLOAT16, "float16-no-master", parameters=FLOAT16, loss_scaling=DYNAMIC,
           about="float16-mixed without master weights: the optimizer updates float16 weights"),
-    mixed(BFLOAT16, "bfloat16-mixed", about="bfloat16 weights and activations (simulated), float32 master weights; needs no loss scale"),
+    mixed(BFLOAT16, "bfloat16-mixed",
+          about="bfloat16 weights and activations (simulated), float32 master weights; needs no loss scale"),
 )}
 
 
@@ -51,31 +53,53 @@ def to_json(recipe: Recipe) -> dict:
 
 
 def from_json(data: dict) -> Recipe:
-    """The recipe that `to_json` wrote. MiniLLMError for unknown fields and names."""
-    fields = {f.name for f in dataclasses.fields(Recipe)}
+    """The recipe that `to_json` wrote; fields may be left out. MiniLLMError for unknown fields and names."""
+    check_fields("a recipe", data, Recipe)
+    if "name" not in data:
+        raise MiniLLMError('a recipe needs a name: add "name" to its JSON')
+    if data.get("quantizers"):
+        raise MiniLLMError(f"recipe {data['name']}: unknown quantizers {sorted(data['quantizers'].values())}")
+    for key in ("casts", "results", "products"):
+        if not isinstance(data.get(key, {}), dict):
+            raise MiniLLMError(f"recipe {data['name']}: {key} must be a table of names by op, not {data[key]!r}")
+    return Recipe(**{key: READ[key](value) if key in READ else value for key, value in data.items()})
+
+
+def check_fields(what: str, data: dict, type_: type) -> None:
+    """Every key must be a field of the dataclass."""
+    fields = [f.name for f in dataclasses.fields(type_)]
     for key in data:
         if key not in fields:
-            raise unknown("field of a recipe", key, fields)
-    if data.get("quantizers"):
-        raise MiniLLMError(f"recipe {data.get('name')}: unknown quantizers {sorted(data['quantizers'].values())}")
-    read = dict(data)
-    for key in {"parameters", "optimizer_state", "gradients"} & read.keys():
-        read[key] = format_named(read[key])
-    if read.get("cotangents"):
-        read["cotangents"] = format_named(read["cotangents"])
-    if "casts" in read:
-        read["casts"] = {k: v if v in CAST_WORDS else format_named(v) for k, v in read["casts"].items()}
-    if "results" in read:
-        read["results"] = {k: format_named(v) for k, v in read["results"].items()}
-    if "products" in read:
-        read["products"] = {k: product_named(v) for k, v in read["products"].items()}
-    if "loss_scaling" in read:
-        read["loss_scaling"] = LossScaling(**read["loss_scaling"])
-    return Recipe(**read | {"composed": tuple(read.get("composed", ()))})
+            raise unknown(f"field of {what}", key, fields)
 
 
-def product_named(name: str):
+def table_of(read: Callable) -> Callable:
+    """What reads a table whose values `read` reads."""
+    return lambda table: {key: read(value) for key, value in table.items()}
+
+
+def cast_named(name: str) -> Format | str:
+    """A word such as "widest", or the format of this name."""
+    if name not in CAST_WORDS and name not in FORMATS:
+        raise unknown("cast", name, (*CAST_WORDS, *FORMATS))
+    return name if name in CAST_WORDS else format_named(name)
+
+
+def product_named(name: str) -> Products:
     """The Products of this name."""
     if name not in PRODUCTS:
         raise unknown("products", name, PRODUCTS)
     return PRODUCTS[name]
+
+
+def loss_scaling_of(fields: dict) -> LossScaling:
+    """Loss scaling from its fields."""
+    check_fields("a loss scaling", fields, LossScaling)
+    return LossScaling(**fields)
+
+
+READ = {
+    "parameters": format_named, "optimizer_state": format_named, "gradients": format_named,
+    "cotangents": lambda name: name and format_named(name), "casts": table_of(cast_named), "results": table_of(format_named),
+    "products": table_of(product_named), "composed": tuple, "loss_scaling": loss_scaling_of,
+}

@@ -20,21 +20,31 @@ _KERNELS = {FLOAT16: "to_float16", BFLOAT16: "to_bfloat16"}
 def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None = None):
     """Round floating values into a format: each to its nearest value, ties to even; beyond the largest, infinity.
 
-    x: array of any shape, float16, float32 or float64. Returns an array of `format.storage`; x itself if there is nothing
-    to round. NaN stays NaN (quiet), signed zeros keep their sign, subnormals are kept. `key` is for roundings that draw
-    random bits. Raises MiniLLMError for integers and for an unknown rounding.
+    x: array of any shape and byte order, float16, float32 or float64, or a Python float. Returns an array of `format.storage`;
+    x itself if there is nothing to round. NaN stays NaN (quiet), signed zeros keep their sign, subnormals are kept. `key` is
+    for roundings that draw random bits. Raises MiniLLMError for integers, long doubles and an unknown rounding.
     """
     if rounding not in ROUNDINGS:
         raise unknown("rounding", rounding, ROUNDINGS)
-    if x.dtype.kind != "f":
-        raise MiniLLMError(f"cannot round {x.dtype} to {format.name}: convert it to float32 first, e.g. x.astype(np.float32)")
+    x = floats(x, format)
     if x.dtype == format.storage and not format.simulated:
         return x
     if x.dtype == np.float32 and format in _KERNELS and isinstance(x, np.ndarray) and kernels.enabled():
         return getattr(kernels.load("rounding"), _KERNELS[format])(x)
+    if x.dtype == np.float16:
+        x = widen(x, np.float32)
     if format.simulated:
-        return nearest_even(x if x.dtype != np.float16 else widen(x, np.float32), format).astype(format.storage, copy=False)
-    return _to_native(x, format)
+        return nearest_even(x, format).astype(format.storage, copy=False)
+    return x if x.dtype == format.storage else _to_native(x, format)
+
+
+def floats(x, format):
+    """x as an array of native float16, float32 or float64; anything else has no bits that could be rounded."""
+    if isinstance(x, np.generic) or not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+        raise MiniLLMError(f"cannot round {x.dtype} to {format.name}: convert it to float32 first, e.g. x.astype(np.float32)")
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def _to_native(x, format):
@@ -72,7 +82,7 @@ def nearest_even(x, format: Format):
     result = xp.where(result > largest, infinity, result)
     quiet = size | word(1 << (digits - 1))
     result = xp.where(size > infinity, quiet >> word(digits - format.mantissa_bits) << word(digits - format.mantissa_bits), result)
-    return (result | sign).view(x.dtype)
+    return xp.asarray((result | sign).view(x.dtype))              # NumPy makes a scalar of a result without axes
 
 
 def widen(x, compute):
@@ -81,7 +91,12 @@ def widen(x, compute):
         return x
     if x.dtype == np.float16 and compute == np.float32 and isinstance(x, np.ndarray) and kernels.enabled():
         return kernels.load("rounding").to_float32(x)
-    return x.astype(compute)
+    y = x.astype(compute)
+    if x.dtype == np.float16 and compute == np.float32:
+        nan = y != y
+        if nan.any():
+            y.view(np.uint32)[nan] |= np.uint32(0x400000)        # quiet, as processors do and NumPy does not
+    return y
 
 
 def random_bits(xp, key: int, shape):

@@ -82,7 +82,7 @@ class Context:
 
     def key(self, address: Address, phase: str) -> int:
         """64 bits for the random numbers of one op in one phase."""
-        words = repr((self.seed, self.step, self.micro, tuple(address), phase)).encode()
+        words = repr((int(self.seed), int(self.step), int(self.micro), tuple(address), phase)).encode()
         return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
     def round(self, exact, format: Format, phase: str, address: Address):

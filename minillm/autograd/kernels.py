@@ -10,14 +10,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from minillm import kernels
+from minillm.autograd.rules.products import FLOAT32_PRODUCTS
+
+
+def always(static, arrays) -> bool:
+    return True
+
+
+def plain_causal(static, arrays) -> bool:
+    """Attention as a GPT is trained with it: causal, no mask, as many keys as queries, float32 products."""
+    q, k = arrays["q"], arrays["k"]
+    return static["causal"] and arrays.get("mask") is None and q.shape == k.shape and static["products"] is FLOAT32_PRODUCTS
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The names of a rule's two kernels in a module of the kernels room, looked up on first use."""
+    """The names of a rule's two kernels in a module of the kernels room, looked up on first use, and what they can serve."""
 
     room: str
     name: str
+    serves: Callable = always
 
     @property
     def forward(self) -> Callable:
@@ -28,12 +40,16 @@ class Kernel:
         return getattr(kernels.load(self.room), f"{self.name}_vjp")
 
 
-KERNELS = {"gelu": Kernel("elementwise", "gelu"), "layer_norm": Kernel("rowwise", "layer_norm")}
+KERNELS = {
+    "gelu": Kernel("elementwise", "gelu"),
+    "layer_norm": Kernel("rowwise", "layer_norm"),
+    "attention": Kernel("attention", "attention", plain_causal),
+}
 
 
-def kernel_for(rule, compute, arrays) -> Kernel | None:
-    """The kernel of a rule if it can serve these arrays: NumPy's, computed in float32, at least one value."""
+def kernel_for(rule, compute, static: dict, arrays: dict) -> Kernel | None:
+    """The kernel of a rule if it can serve these arrays (by input name): NumPy's, computed in float32, at least one value."""
     kernel = KERNELS.get(rule.name)
-    if kernel is None or compute is not np.float32 or not kernels.enabled():
+    if kernel is None or compute is not np.float32 or not kernels.enabled() or not kernel.serves(static, arrays):
         return None
-    return kernel if all(type(a) is np.ndarray and a.size for a in arrays if a is not None) else None
+    return kernel if all(type(a) is np.ndarray and a.size for a in arrays.values() if a is not None) else None

@@ -37,7 +37,9 @@ class Rule:
         self.backward, self.reads = backward, frozenset(spec.args[2:]) | frozenset(spec.kwonlyargs)
 
     def names(self, count: int) -> tuple[str, ...]:
-        """The names of `count` inputs; parts of a variadic op share one name."""
+        """The names of `count` inputs; parts of a variadic op share one name. MiniLLMError for more than the op takes."""
+        if count > len(self.inputs) and not self.parts:
+            raise MiniLLMError(f"{self.name} takes {', '.join(self.inputs)}, not {count} inputs: give its options by name")
         return (self.parts,) * count if self.parts else self.inputs
 
     def __repr__(self) -> str:

@@ -26,6 +26,9 @@ class Tensor:
     __array_ufunc__ = None           # array + tensor is an error, not an array of tensors
 
     def __init__(self, data, format: Format = FLOAT32, node: "Node | None" = None, name: str | None = None):
+        if data.dtype != format.storage:
+            raise MiniLLMError(f"a {format.name} tensor holds {np.dtype(format.storage)} arrays, not {data.dtype}: round with "
+                               f"minillm.tensor(values, {format!r})")
         self.data, self.format, self.node, self.name = data, format, node, name
 
     @property
@@ -121,10 +124,10 @@ class Tensor:
         return self._op("max", self, axis=axis, keepdims=keepdims)
 
     def reshape(self, *shape):
-        return self._op("reshape", self, shape=shape)
+        return self._op("reshape", self, shape=shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes):
-        return self._op("transpose", self, axes=axes or None)
+        return self._op("transpose", self, axes=(axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes) or None)
 
 
 def tensor(values, format: Format = FLOAT32, name: str | None = None) -> Tensor:
@@ -133,7 +136,7 @@ def tensor(values, format: Format = FLOAT32, name: str | None = None) -> Tensor:
     Raises MiniLLMError for ids and masks, which stay plain arrays.
     """
     if not isinstance(values, np.ndarray | np.generic):
-        values = np.asarray(values, np.float32 if format is FLOAT32 else format.compute)
+        values = np.asarray(values, np.float64)          # what Python numbers are; float32 on the way would round twice
     return Tensor(np.asarray(round_to(np.asarray(values), format)), format, name=name)
 
 
@@ -191,14 +194,15 @@ def as_array(x):
 
 def evaluate(rule, names, arrays, static, compute, result, context, address):
     """Compute wide and round once: (exact, rounded, extras). A kernel that rounds on its way to memory has no exact values."""
-    kernel = kernel_for(rule, compute, arrays)
+    kernel = kernel_for(rule, compute, static, dict(zip(names, arrays, strict=True)))
     with np.errstate(all="ignore"):                      # infinities and NaN are values here: they travel and are reported
         if kernel:
             half = result is FLOAT16 and context.forward == "nearest_even" and not watched()
             out = kernel.forward(*arrays, **static, out=np.float16 if half else np.float32)
         else:
             xp = array_module(next(a for a in arrays if a is not None))
-            out = rule.forward(xp, *(a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True)), **static)
+            wide = (a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True))
+            out = rule.forward(xp, *wide, **static)
         exact, extras = out if isinstance(out, tuple) else (out, {})
         exact = as_array(exact)
         rounded = exact if kernel and half else context.round(exact, result, "forward", address)
@@ -289,8 +293,10 @@ def cotangents(xp, node, exact):
     """Round what has arrived at a node and pass it through the rule: a wide cotangent for each parent, of the parent's shape."""
     if node.rule.backward is None:
         raise MiniLLMError(f"{node.rule.name} has no vjp: detach() its result if no gradient is wanted")
+    if node.kept is None:
+        raise MiniLLMError(f"backward: a part of this graph, up to {node.address}, was walked already: add the losses and walk once")
     g = received(exact, node.format, node.address, node.context)
-    kernel = kernel_for(node.rule, node.compute, (g,))
+    kernel = kernel_for(node.rule, node.compute, node.kept, {"g": g} | {n: v for n, v in node.kept.items() if n in node.rule.inputs})
     with np.errstate(all="ignore"):
         if kernel:
             shares = kernel.vjp(g, **node.kept)

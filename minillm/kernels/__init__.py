@@ -31,6 +31,11 @@ def cache_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="minillm-kernels-"))
 
 
+def must_compile() -> bool:
+    """Whether kernels will be compiled when they are first called, which takes half a minute once."""
+    return enabled() and not any(cache_folder().rglob("*.nbi"))
+
+
 @functools.cache
 def load(room: str) -> ModuleType:
     """The module of this name in this room, imported on first use with its machine code cached."""

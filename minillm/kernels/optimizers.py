@@ -49,7 +49,10 @@ def _adamw(w, g, m, v, out, factor, c1, c2, unbias1, unbias2, eps, lr, decay):
 
 
 def adamw(w, g, m, v, *constants: np.float32) -> np.ndarray:
-    """New weights, as a new array; the moments are updated in place. All arrays of one shape, float32 or float16, contiguous."""
-    out = np.empty_like(w)
-    _adamw(*(bits(a.reshape(-1)) for a in (w, np.ascontiguousarray(g), m, v, out)), *constants)
+    """New weights, as a new array; the moments are updated in place. All arrays of one shape, float32 or float16."""
+    out, flat_m, flat_v = np.empty(w.shape, w.dtype), m.reshape(-1), v.reshape(-1)
+    _adamw(*(bits(a.reshape(-1)) for a in (w, g, flat_m, flat_v, out)), *constants)
+    for moments, flat in ((m, flat_m), (v, flat_v)):
+        if not moments.flags.c_contiguous:       # then reshape has made a copy, and the update is in that
+            moments[...] = flat.reshape(moments.shape)
     return out

@@ -2,6 +2,7 @@
 import numpy as np
 from numba import njit
 
+from minillm.errors import MiniLLMError
 from minillm.kernels.scalars import JIT, bits, load, store
 
 LANES = 16                         # sums are sixteen side by side, in a fixed order: one vector register, the same bits each time
@@ -69,6 +70,9 @@ def rows_of(x):
 
 def layer_norm(x, gain, shift=None, *, eps, out):
     """The rule's result and its two numbers a row."""
+    for name, vector in (("gain", gain), ("shift", gain if shift is None else shift)):
+        if vector.shape != x.shape[-1:]:         # the loop would read past its end
+            raise MiniLLMError(f"a {name} of shape {vector.shape} beside rows of {x.shape[-1]}: it must have shape {x.shape[-1:]}")
     y = np.empty(x.shape, out)
     mean, rstd = np.empty((*x.shape[:-1], 1), np.float32), np.empty((*x.shape[:-1], 1), np.float32)
     _layer_norm(rows_of(x), bits(gain), bits(gain if shift is None else shift), shift is not None, np.float32(eps), rows_of(y),

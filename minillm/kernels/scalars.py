@@ -15,6 +15,8 @@ from numba import njit, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
+from minillm.errors import MiniLLMError
+
 # error_model="numpy": a division by zero is inf, and loops with divisions vectorise. Never fastmath: it deletes NaN checks.
 JIT = {"error_model": "numpy", "cache": True, "nogil": True}
 
@@ -124,5 +126,9 @@ def exp(x):
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    """A float16 array as the uint16 array that numba can take; any other array as it is."""
-    return array.view(np.uint16) if array.dtype == np.float16 else array
+    """A float16 array as the uint16 array that numba can take, a float32 array as it is; MiniLLMError for any other."""
+    if array.dtype == np.float16:
+        return array.view(np.uint16)
+    if array.dtype != np.float32:                # numba would compile a loop that computes in double
+        raise MiniLLMError(f"kernels take float16 and float32, not {array.dtype}: round it first")
+    return array

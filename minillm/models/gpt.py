@@ -73,6 +73,8 @@ class GPT(Module):
         ids, rng, T = [int(i) for i in ids], np.random.default_rng(seed), self.shape.context
         if not ids:
             raise MiniLLMError("the prompt is empty: give at least one token to continue")
+        if not temperature >= 0 or top_k < 0:
+            raise MiniLLMError(f"temperature {temperature} and top_k {top_k} must not be negative: 0 is the most likely, and all")
         caches, read = self.new_caches(), 0
         with self.ops.context.no_record():
             for _ in range(tokens):
@@ -92,8 +94,8 @@ class GPT(Module):
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Generator) -> int:
     """One id from logits (V,) float32: by the largest of logit / temperature + Gumbel noise, which samples the softmax."""
-    if not np.isfinite(logits).any():
-        raise MiniLLMError("no logit is finite, so nothing can be sampled: this model has diverged")
+    if not np.isfinite(logits.max()):                    # NaN or infinity anywhere, or nothing but -inf
+        raise MiniLLMError(f"the largest logit is {logits.max()}, so nothing can be sampled: this model has diverged")
     if top_k:
         logits = np.where(logits < np.sort(logits)[-min(top_k, len(logits))], np.float32(-np.inf), logits)
     if temperature == 0:

@@ -284,7 +284,7 @@ def static_scale(points: Sequence[Mapping[str, Any]], path: PathLike, reference:
     """
     points = sorted(points, key=lambda point: point["log2_scale"])
     with style.applied():
-        parts = _loss_parts([point.get("val_loss") for point in points], reference)
+        parts = _loss_parts([_final_loss(point) for point in points], reference)
         ratios = [1.1, 2, 1.5] if len(parts) == 2 else [2.6, 1.5]
         figure, axes = style.figure(len(ratios), height=5.2, sharex=True, height_ratios=ratios)
         for part, limits in zip(axes[:-1], parts, strict=True):
@@ -296,7 +296,7 @@ def static_scale(points: Sequence[Mapping[str, Any]], path: PathLike, reference:
         return style.save(figure, path)
 
 
-def _loss_parts(losses: Sequence[float | None], reference: float | None) -> list[tuple[float, float]]:
+def _loss_parts(losses: Sequence[float], reference: float | None) -> list[tuple[float, float]]:
     """The limits of the parts of the loss axis, from the top down."""
     losses = [loss for loss in losses if _is_number(loss)]
     anchor = reference if _is_number(reference) else min(losses, default=1.0)
@@ -319,8 +319,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 
 def _scale_losses(axes: Any, points: Sequence[Mapping[str, Any]], reference: float | None, limits: Any) -> None:
     scales = np.array([point["log2_scale"] for point in points], float)
-    # NaN, not left out: the line must not run on through a scale that diverged.
-    losses = np.array([math.nan if _diverged(point) else point["val_loss"] for point in points])
+    losses = np.array([_final_loss(point) for point in points], float)
     inside = (limits[0] <= losses) & (losses <= limits[1])
     axes.plot(scales, losses, color=style.BLUE)
     style.marks(axes, scales[inside], losses[inside], marker="o", color=style.BLUE, markeredgecolor="white")
@@ -352,7 +351,13 @@ def _mark_diverged(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _diverged(point: Mapping[str, Any]) -> bool:
-    return point.get("diverged_at") is not None or not _is_number(point.get("val_loss"))
+    loss = point.get("val_loss")
+    return point.get("diverged_at") is not None or (loss is not None and not math.isfinite(loss))
+
+
+def _final_loss(point: Mapping[str, Any]) -> float:
+    """The validation loss; NaN where there is none, so that the line does not run on through a scale that diverged."""
+    return point["val_loss"] if _is_number(point.get("val_loss")) and not _diverged(point) else math.nan
 
 
 def _zero_shares(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
@@ -425,8 +430,8 @@ def _recipe_losses(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.errorbar([loss], [y], xerr=[spread], color=look.color, marker=look.marker, markersize=8, capsize=3)
         else:
             _beyond(axes, y, f"{loss:.2f} ± {spread:.2f}", look.color)
-    seeds = sorted({str(row["seeds"]) for row in rows}, key=int)
-    axes.set_xlabel(f"validation loss (nats per token)\nmean ± standard deviation, seeds: {' or '.join(seeds) or 'none'}")
+    seeds = " or ".join(sorted({str(row["seeds"]) for row in rows}, key=int)) or "none"
+    axes.set_xlabel(f"validation loss (nats per token)\nmean ± standard deviation, seeds: {seeds}")
     axes.locator_params(axis="x", nbins=5)
     if not any(_is_number(row["val_loss"]) for row in rows):
         axes.set_xticks([])

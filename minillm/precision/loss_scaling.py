@@ -26,10 +26,17 @@ class LossScaling:
     floor: float = 1.0
 
     def __post_init__(self):
-        if not (math.isfinite(self.initial) and 0 < self.initial <= FLOAT32.max):
-            raise MiniLLMError(f"loss scale {self.initial} is not a positive float32: choose a power of two such as 65536")
-        if self.dynamic and not (self.growth >= 1 > self.backoff > 0 and self.growth_interval >= 1 and self.floor > 0):
-            raise MiniLLMError(f"{self}: needs growth >= 1, 0 < backoff < 1, growth_interval >= 1 and floor > 0")
+        check_scale(self.initial)
+        if self.dynamic and not (math.inf > self.growth >= 1 > self.backoff > 0 and self.growth_interval >= 1
+                                 and FLOAT32.tiny <= self.floor <= self.initial):
+            raise MiniLLMError(f"{self}: needs growth >= 1, 0 < backoff < 1, growth_interval >= 1 and {FLOAT32.tiny:.3g} <= floor "
+                               f"<= initial")
+
+
+def check_scale(scale: float) -> None:
+    """A scale multiplies in float32 and its inverse does too: neither may be 0 or infinite there."""
+    if not FLOAT32.tiny <= scale <= FLOAT32.max:
+        raise MiniLLMError(f"loss scale {scale} is not a positive normal float32: choose a power of two such as 65536")
 
 
 NO_SCALING = LossScaling(1.0, dynamic=False)
@@ -73,6 +80,5 @@ class LossScaler:
         return {"scale": self.scale, "clean_steps": self.clean_steps}
 
     def load(self, state: dict) -> None:
+        check_scale(float(state["scale"]))
         self.scale, self.clean_steps = float(state["scale"]), int(state["clean_steps"])
-
-

@@ -1,4 +1,4 @@
-"""The Recipe: which format, product, quantizer and scale stands where. Data only; `bind` turns it into the ops that a model calls."""
+"""The Recipe: which format, product, quantizer and scale stands where. Data only; `bind` makes it the ops that a model calls."""
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from minillm.errors import MiniLLMError, MixedFormats, unknown
 from minillm.formats import FLOAT32, Format
 from minillm.precision.loss_scaling import NO_SCALING, LossScaling
 from minillm.precision.master_weights import working_copy
+from minillm.rounding import ROUNDINGS
 
 CAST_WORDS = ("as is", "widest", "refuse")
 
@@ -31,7 +32,7 @@ class Recipe:
     gradients: Format = FLOAT32                           # in which micro-batches are added up
     casts: dict[str, Format | str] = field(default_factory=lambda: {"*": "as is"})      # Format, "as is", "widest", "refuse"
     results: dict[str, Format] = field(default_factory=dict)     # op -> format of its result, where it is not that of its inputs
-    quantizers: dict[str, Callable] = field(default_factory=dict)       # op.input -> what stands in front of it: (ops, x, name) -> x
+    quantizers: dict[str, Callable] = field(default_factory=dict)      # op.input -> what stands in front of it: (ops, x, name) -> x
     products: dict[str, Products] = field(default_factory=dict)
     composed: tuple[str, ...] = ()                        # ops whose composed twin is used in place of the fused rule
     forward_rounding: str = "nearest_even"
@@ -48,9 +49,18 @@ class Recipe:
         for word in self.casts.values():
             if isinstance(word, str) and word not in CAST_WORDS:
                 raise unknown("cast", word, CAST_WORDS)
+        for mode in (self.forward_rounding, self.backward_rounding):
+            if mode not in ROUNDINGS:
+                raise unknown("rounding", mode, ROUNDINGS)
         for op in self.composed:
             if op not in COMPOSED:
                 raise unknown("composed op", op, COMPOSED)
+
+    @property
+    def narrowest(self) -> int:
+        """Bits of the narrowest format that stands anywhere in the recipe."""
+        formats = (self.parameters, self.optimizer_state, self.gradients, self.cotangents, *self.casts.values(), *self.results.values())
+        return min(f.bits for f in formats if isinstance(f, Format))
 
     def bind(self, seed: int = 0) -> "Ops":
         """The ops of this recipe with a context of their own; `seed` is that of dropout and other random bits."""
@@ -98,7 +108,7 @@ class Ops:
             setattr(self, name, functools.partial(COMPOSED[name], self))
 
     def cast(self, x: Tensor, format: Format) -> Tensor:
-        """x in another format; a leaf is cast once a forward pass."""
+        """Give x another format; a leaf is cast once a forward pass."""
         if x.format is format:
             return x
         return working_copy(self.context, x, format) if x.name else apply(RULES["cast"], x, context=self.context, result=format)

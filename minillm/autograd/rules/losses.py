@@ -3,6 +3,12 @@ from minillm.autograd.rule import rule
 from minillm.errors import MiniLLMError
 
 
+def check_shape(xp, loss, targets, shape):
+    """NumPy would spread targets of another shape over the rows, and the loss would be of something else."""
+    if xp.shape(targets) != shape:
+        raise MiniLLMError(f"{loss}: the targets have shape {xp.shape(targets)}, they must have {shape}")
+
+
 def check_targets(targets, counted, V):
     """Targets that count must be classes; a negative one would silently mean the last class."""
     used = targets[counted]
@@ -14,6 +20,7 @@ def check_targets(targets, counted, V):
 
 @rule(plain=("targets",))
 def cross_entropy(xp, logits, targets, *, ignore=None):                       # (..., V), ids (...) -> the mean over rows that count
+    check_shape(xp, "cross_entropy", targets, logits.shape[:-1])
     flat, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     counted = xp.ones(targets.shape, bool) if ignore is None else targets != ignore
     check_targets(targets, counted, flat.shape[-1])
@@ -36,8 +43,9 @@ def _(xp, g, logits, targets, lse, *, ignore):
 
 @rule(plain=("targets",))
 def bce_with_logits(xp, logits, targets):                                     # targets in [0, 1], of the shape of the logits
+    check_shape(xp, "bce_with_logits", targets, logits.shape)
     t = xp.asarray(targets, logits.dtype)
-    return (xp.maximum(logits, 0) - logits * t + xp.log1p(xp.exp(-abs(logits)))).mean(dtype=logits.dtype)
+    return (xp.maximum(logits, 0) - logits * t + xp.log1p(xp.exp(-abs(logits)))).sum(dtype=logits.dtype) / logits.size
 
 
 @bce_with_logits.vjp
@@ -49,8 +57,9 @@ def _(xp, g, logits, targets):
 
 @rule(plain=("targets",))
 def bce(xp, p, targets):           # on probabilities: log(0) where p has rounded to 0 or 1, on purpose not clipped
+    check_shape(xp, "bce", targets, p.shape)
     t = xp.asarray(targets, p.dtype)
-    return -(t * xp.log(p) + (1 - t) * xp.log(1 - p)).mean(dtype=p.dtype)
+    return -(t * xp.log(p) + (1 - t) * xp.log(1 - p)).sum(dtype=p.dtype) / p.size
 
 
 @bce.vjp

@@ -1,13 +1,21 @@
 """Ops that normalize rows: softmax, log_softmax, layer_norm, rms_norm. Row statistics are kept, not matrices."""
 from minillm.autograd.rule import rule
-
-
-def row_mean(x):
-    return x.mean(-1, keepdims=True, dtype=x.dtype)
+from minillm.errors import MiniLLMError
 
 
 def row_sum(x, axis=-1):
     return x.sum(axis, keepdims=True, dtype=x.dtype)
+
+
+def row_mean(x):                                 # not x.mean: it divides by an integer, which NumPy does in float64
+    return row_sum(x) / x.shape[-1]
+
+
+def check_channels(x, **vectors):
+    """Gains and shifts have one value a channel; anything else that NumPy would spread has no vjp here."""
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != x.shape[-1:]:
+            raise MiniLLMError(f"a {name} of shape {vector.shape} beside rows of {x.shape[-1]}: it must have shape {x.shape[-1:]}")
 
 
 @rule(plain=("mask",))
@@ -37,6 +45,7 @@ def _(xp, g, y, *, axis):
 
 @rule(wide=("gain", "shift"))
 def layer_norm(xp, x, gain, shift=None, *, eps=1e-5):                         # Ba et al. 2016, arXiv 1607.06450; biased variance
+    check_channels(x, gain=gain, shift=shift)
     mean = row_mean(x)
     rstd = 1 / xp.sqrt(row_mean((x - mean) ** 2) + eps)
     y = (x - mean) * rstd * gain
@@ -53,6 +62,7 @@ def _(xp, g, x, gain, mean, rstd):
 
 @rule(wide=("gain",))
 def rms_norm(xp, x, gain, *, eps=1e-5):                                       # Zhang and Sennrich 2019, arXiv 1910.07467
+    check_channels(x, gain=gain)
     rms = 1 / xp.sqrt(row_mean(x * x) + eps)
     return x * rms * gain, {"rms": rms}
 

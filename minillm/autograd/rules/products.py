@@ -67,11 +67,11 @@ def _(xp, g, x, weight, bias_shape, *, products, key):
 
 
 def heads_of(x, heads):            # (B,T,C) -> (B,H,T,D)
-    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
 def merged(x):                     # (B,H,T,D) -> (B,T,C)
-    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
 
 
 def visible(xp, Tq, Tk, mask, causal):

@@ -1,0 +1,200 @@
+"""The command line: parse, call one function of experiments, print. Errors are one line and exit code 2."""
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from minillm import kernels
+from minillm._version import __version__
+from minillm.errors import MiniLLMError, unknown
+
+ABOUT = {
+    "layers": "transformer blocks", "heads": "attention heads", "channels": "width of the model", "context": "tokens in a window",
+    "batch": "windows in a micro-batch", "steps": "optimizer attempts", "lr": "highest learning rate", "min_lr": "last learning rate",
+    "warmup": "attempts until --lr is reached", "optimizer": "adamw or sgd", "beta1": "Adam's first decay, SGD's momentum",
+    "beta2": "Adam's second decay", "weight_decay": "decoupled, on matrices only", "clip": "largest gradient norm, 0 for none",
+    "dropout": "share of values dropped in training", "bias": "biases in linears and layer norms, which GPT-2 has",
+    "accumulate": "micro-batches in a step", "tokenizer": "char or bpe", "vocab": "vocabulary of the bpe tokenizer",
+    "seed": "of weights, batches and dropout", "recipe": "which number formats stand where",
+    "loss_scale": "recipe, dynamic, or a number such as 1024 or 2^-6",
+    "growth_interval": "clean steps until a dynamic scale doubles; 0: the recipe's",
+    "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",
+    "eval_every": "attempts between validations; 0: the last only", "watch_every": "attempts between watched ones; 0: none",
+    "corpus": "text that comes with Python", "text": "a UTF-8 file to train on instead; its last tenth validates",
+}
+
+
+class Answer(NamedTuple):
+    """What a command says: data for --json, text for people, a line for standard error, the exit code."""
+
+    data: dict
+    text: str
+    remark: str = ""
+    code: int = 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is said in this program's one line."""
+
+    def error(self, message: str):
+        raise MiniLLMError(f"{message}; see {self.prog} --help")
+
+
+def options_class():
+    """TrainOptions, imported only where a command needs it: it brings the whole engine."""
+    from minillm.experiments.options import TrainOptions
+    return TrainOptions
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every field of TrainOptions as an option; one that is not given is left out, so that a resumed run can tell."""
+    for f in dataclasses.fields(options_class()):
+        name, about = f"--{f.name.replace('_', '-')}", ABOUT[f.name] + (f" (default {f.default})" if f.default != "" else "")
+        if f.type is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
+        else:
+            parser.add_argument(name, type=f.type, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about)
+
+
+def given_options(arguments: argparse.Namespace) -> dict:
+    """The training options that were named on the command line."""
+    return {f.name: getattr(arguments, f.name) for f in dataclasses.fields(options_class()) if hasattr(arguments, f.name)}
+
+
+def demo(arguments) -> Answer:
+    from minillm.experiments import demo
+    result = demo.demo(arguments.out, quiet=arguments.quiet)
+    return Answer(result, demo.describe(result))
+
+
+def train(arguments) -> Answer:
+    from minillm.experiments.train import resume, train
+    given = given_options(arguments)
+    if arguments.resume is None:
+        return ending(train(options_class()(**given), arguments.out, arguments.force, arguments.quiet))
+    run = arguments.resume or arguments.out
+    if not run:
+        raise MiniLLMError("--resume needs the run to go on with: minillm train --resume RUN")
+    return ending(resume(run, given, arguments.quiet))
+
+
+def ending(result: dict) -> Answer:
+    """How a training run ended. A loss that is not finite in float32 is an error; under a narrower recipe it is a finding."""
+    data = {key: result[key] for key in ("val_loss", "diverged_at", "steps", "tokens_per_second", "parameters", "out")}
+    if result["interrupted"]:
+        go_on = f"minillm train --resume {result['out']}"
+        return Answer(data, "", f"stopped after step {result['steps']}, checkpoint written: go on with {go_on}", 130)
+    if result["diverged_at"] is not None:
+        kept = f"the last good checkpoint is that of step {result['checkpoint_step']}" if result["checkpoint_step"] \
+            else "no checkpoint was written before"
+        return Answer(data, "", f"not finite at step {result['diverged_at']}: {result['first_not_finite']}; {kept}; try a lower --lr"
+                      + ("" if result["float32"] else " or another --recipe"), 2 if result["float32"] else 0)
+    return Answer(data, f"validation loss {result['val_loss']:.4f} nats a token after {result['steps']} steps, "
+                  f"{result['tokens_per_second']:,} tokens/s, {result['parameters']:,} parameters; the run is in {result['out']}")
+
+
+def compare(arguments) -> Answer:
+    from minillm.experiments import compare
+    recipes = [name.strip() for name in arguments.recipes.split(",") if name.strip()]
+    result = compare.compare(recipes, options_class()(**given_options(arguments)), arguments.seeds, arguments.out, arguments.quiet)
+    return Answer(result, compare.describe(result))
+
+
+def evaluate(arguments) -> Answer:
+    from minillm.experiments.evaluate import evaluate
+    result = evaluate(arguments.run)
+    return Answer(result, "\n".join(f"{key:20}{value}" for key, value in result["metrics"]["language_model"].items()))
+
+
+def sample(arguments) -> Answer:
+    from minillm.experiments.sample import sample
+    result = sample(arguments.run, arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed)
+    return Answer(result, result["text"])
+
+
+COMMANDS: dict[str, tuple[Callable, str]] = {
+    "demo": (demo, "train one small GPT under five recipes: a table and four figures"),
+    "train": (train, "train a GPT into a run folder"),
+    "compare": (compare, "the same model under several recipes and seeds: a table and figures"),
+    "evaluate": (evaluate, "validation loss of a run"),
+    "sample": (sample, "text from a run"),
+}
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of one command."""
+    parser = Parser(prog=f"minillm {name}", description=COMMANDS[name][1], allow_abbrev=False)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else there")
+    if name in ("evaluate", "sample"):
+        parser.add_argument("run", metavar="RUN", help="a run folder")
+    if name in ("train", "compare"):
+        add_options(parser)
+    if name == "train":
+        parser.add_argument("--out", metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
+        parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
+        parser.add_argument("--force", action="store_true", help="replace the run that is there")
+    if name in ("demo", "compare"):
+        parser.add_argument("--out", default="figures", metavar="DIR", help="folder for figures (default figures)")
+    if name == "compare":
+        parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="(default %(default)s)")
+        parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
+    if name == "sample":
+        parser.add_argument("--prompt", default="\n", metavar="TEXT", help="text to continue (default a line's end)")
+        for option, kind, default, about in (("tokens", int, 200, "how many"), ("temperature", float, 0.8, "0: the most likely token"),
+                                             ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):
+            parser.add_argument(f"--{option}", type=kind, default=default, help=f"{about} (default {default})")
+    return parser
+
+
+def usage() -> str:
+    return "\n".join(["usage: minillm COMMAND [options]    (minillm COMMAND --help lists them)", "",
+                      *(f"  {name:10}{about}" for name, (_, about) in COMMANDS.items())])
+
+
+def carry_out(argv: Sequence[str]) -> int:
+    """Parse and run one command; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"minillm {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    parser = parser_of(argv[0])
+    arguments, rest = parser.parse_known_args(argv[1:])
+    if rest:
+        raise unknown("option", rest[0].partition("=")[0], parser._option_string_actions)
+    if not arguments.quiet and argv[0] in ("demo", "train", "compare") and kernels.must_compile():
+        print("compiling kernels, once on this machine: about half a minute", file=sys.stderr)
+    answer = COMMANDS[argv[0]][0](arguments)
+    if arguments.json:
+        print(json.dumps(answer.data, allow_nan=False))
+    elif answer.text:
+        print(answer.text)
+    if answer.remark:
+        print(f"minillm: {answer.remark}", file=sys.stderr)
+    return answer.code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script: one line for every error, 2 for wrong input, 130 for Ctrl-C."""
+    try:
+        return carry_out(sys.argv[1:] if argv is None else argv)
+    except MiniLLMError as error:
+        print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minillm: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:                      # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

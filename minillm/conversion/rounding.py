@@ -1,0 +1,43 @@
+"""Round to nearest: every matrix to int8 codes with one float32 scale for each output channel. The plainest conversion there is."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from minillm.nn.module import Module
+from minillm.rounding import round_to, widen
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """Codes (N,K) int8 in -127 ... 127 and a scale (N,1) float32 for each row: value = code x scale."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scale.nbytes
+
+    def values(self) -> np.ndarray:
+        """The float32 values (N,K) that the codes stand for."""
+        return self.codes.astype(np.float32) * self.scale
+
+
+def int8_rows(weight: np.ndarray) -> Int8Rows:
+    """Symmetric int8 by row, half to even: scale = max|row| / 127; a row of zeros has scale 1."""
+    top = np.abs(weight).max(-1, keepdims=True)                                           # (N,1) f32
+    scale = np.where(top > 0, top / np.float32(127), np.float32(1)).astype(np.float32)
+    return Int8Rows(np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale)   # saturates, never wraps
+
+
+def round_to_int8(model: Module) -> tuple[int, int]:
+    """Replace every matrix of a model by the values of its int8 codes; returns (bytes of codes, scales and the rest; bytes in float32)."""
+    after, before = 0, 0
+    for p in model.parameters():
+        exact = widen(p.data, np.float32)
+        before += exact.nbytes
+        if p.ndim == 2:
+            rows = int8_rows(exact)
+            p.data = round_to(rows.values(), p.format)
+        after += rows.nbytes if p.ndim == 2 else exact.nbytes
+    return after, before

@@ -1,0 +1,119 @@
+"""A run: attempts with a progress bar, validation in between, and what came of it as plain data."""
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from minillm.conversion.rounding import round_to_int8
+from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
+from minillm.models.gpt import GPT
+from minillm.precision.underflow import ExponentHistogram
+from minillm.training.evaluation import validation_loss
+from minillm.training.memory import measure
+from minillm.training.metrics import mean_zero_share
+from minillm.training.trainer import Trainer, finite_or_none
+
+
+@dataclass
+class Run:
+    """A model in training and what has been noted of it; `seconds` are those of attempts, without validation."""
+
+    options: TrainOptions
+    data: Data
+    model: GPT
+    trainer: Trainer
+    records: list[dict] = field(default_factory=list)
+    val_loss: float | None = None
+    seconds: float = 0.0
+    made: int = 0                            # attempts since this process began
+
+
+def new_run(options: TrainOptions, data: Data) -> Run:
+    """A run that has not made a step."""
+    model = make_model(options, data)
+    return Run(options, data, model, make_trainer(options, data, model))
+
+
+def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict], None] | None = None,
+           save: Callable[[], None] | None = None, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Train to the end, to a divergence, or until `stopped()`; validate every `eval_every` attempts and at the end.
+
+    `log(record)` is called for each record, `save()` after each validation that was finite and when stopped.
+    """
+    def note(record):
+        run.records.append(record)
+        if log:
+            log(record)
+
+    total, shown = run.options.steps, {}
+    with tqdm(total=total, initial=run.trainer.step, desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5) as bar:
+        while run.trainer.step < total and run.trainer.diverged_at is None:
+            began = time.perf_counter()
+            record = run.trainer.advance()
+            run.seconds, run.made = run.seconds + time.perf_counter() - began, run.made + 1
+            note(record)
+            show(bar, record, shown, run)
+            if stopped() or due(run):
+                validate(run, note, save, measured=not stopped())
+            if stopped():
+                break
+
+
+def due(run: Run) -> bool:
+    """Whether it is time to validate: every eval_every attempts, and after the last."""
+    step, every = run.trainer.step, run.options.eval_every
+    return run.trainer.diverged_at is None and (step == run.options.steps or (every > 0 and step % every == 0))
+
+
+def validate(run: Run, note, save, measured: bool) -> None:
+    """Note the validation loss and save; an interrupted run is saved without one, a diverged one not at all."""
+    if measured:
+        loss, _ = validation_loss(run.model, run.data.validation)
+        run.val_loss = finite_or_none(loss)
+        note({"step": run.trainer.step, "val_loss": run.val_loss})
+        if run.val_loss is None:
+            run.trainer.diverged_at, run.trainer.blame = run.trainer.step, "the logits in validation"
+    if save and run.trainer.diverged_at is None:
+        save()
+
+
+def show(bar, record: dict, shown: dict, run: Run) -> None:
+    """The progress line: loss, tokens a second, loss scale, and the share of cotangents that rounding made zero, once watched."""
+    bar.update()
+    if "zero_gradient_share" in record:
+        shown["zeros"] = f"{record['zero_gradient_share']:.2%}"
+    if bar.disable or record["step"] % 10:
+        return
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
+    scale = {"scale": f"2^{math.log2(record['loss_scale']):g}"} if record["loss_scale"] != 1 else {}
+    bar.set_postfix({"loss": loss, "tokens/s": f"{tokens_per_second(run):,.0f}", **scale, **shown}, refresh=False)
+
+
+def tokens_per_second(run: Run) -> float:
+    """Trained tokens a second, attempts only."""
+    return run.made * run.options.batch * run.options.context * run.options.accumulate / max(run.seconds, 1e-9)
+
+
+def experiment(options: TrainOptions, int8: bool = False, advanced: Callable[[int], None] = lambda step: None,
+               quiet: bool = True) -> dict:
+    """Train in memory and say what came of it, as data for JSON; with `int8`, also what int8 weights do to the loss.
+
+    `advanced(step)` is called after each attempt.
+    """
+    run = new_run(options, load_data(options))
+    histogram = ExponentHistogram()
+    run.trainer.observers = (histogram,)
+    sizes = measure(run.trainer.objective, run.trainer.batch(0, 0))
+    follow(run, quiet, options.recipe, log=lambda record: advanced(record["step"]))
+    diverged = run.trainer.diverged_at
+    result = {"recipe": options.recipe, "seed": options.seed, "val_loss": run.val_loss if diverged is None else None,
+              "diverged_at": diverged, "first_not_finite": run.trainer.blame, "skipped_steps": run.trainer.skipped,
+              "zero_gradient_share": mean_zero_share(run.records), **sizes, "seconds": round(run.seconds, 2),
+              "exponents": {str(e): n for e, n in histogram.counts.items()}, "records": run.records}
+    if int8:
+        after, before = round_to_int8(run.model)
+        loss, _ = validation_loss(run.model, run.data.validation)
+        result["int8"] = {"val_loss": finite_or_none(loss), "bytes": after, "bytes_float32": before}
+    return result

@@ -1,0 +1,104 @@
+"""Train a GPT on a text into a run folder, or go on with one, bit for bit."""
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from minillm.errors import MiniLLMError
+from minillm.experiments.options import TrainOptions, default_out, load_data
+from minillm.experiments.run_folder import RunFolder
+from minillm.experiments.running import Run, follow, new_run, tokens_per_second
+from minillm.files import write_whole
+from minillm.plotting.training import loss_curves
+from minillm.training.checkpoint import load_model, load_trainer, read_state, save_state
+from minillm.training.metrics import MetricsLog, curves, read_metrics
+
+GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
+
+
+def train(options: TrainOptions, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:
+    """A new run. Returns what `minillm train --json` prints, and how it ended.
+
+    Everything that can be wrong with the input is found before the folder is touched.
+    """
+    folder = RunFolder(Path(out) if out else default_out(options))
+    data = load_data(options)
+    run = new_run(options, data)
+    folder.begin(options, run.model.ops.recipe, data.tokenizer, force)
+    return carry_out(run, folder, quiet)
+
+
+def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:
+    """Go on with a run from its checkpoint as if it had never stopped. `given`: options named on the command line.
+
+    They must be those of the run, except the number of steps and how often it validates.
+    """
+    folder = RunFolder(Path(path))
+    options, recipe = folder.read_config()
+    for name, value in given.items():
+        if name not in GROWS and value != getattr(options, name):
+            raise MiniLLMError(f"--{name.replace('_', '-')} is {value}, but {path} was made with {getattr(options, name)}: "
+                               "resume without it, or start a new run")
+    options = dataclasses.replace(options, **{name: value for name, value in given.items() if name in GROWS})
+    if options.make_recipe() != recipe:
+        raise MiniLLMError(f"the recipe in {folder.config} is not the preset {options.recipe} of this version: start a new run")
+    data = load_data(options, folder.read_tokenizer())
+    arrays, facts = read_state(folder.state)
+    run = new_run(options, data)
+    load_model(folder.state, run.model, arrays, facts)
+    load_trainer(run.trainer, arrays, facts)
+    if options.steps < run.trainer.step:
+        raise MiniLLMError(f"{path} has made {run.trainer.step} steps already: give --steps more than that")
+    run.records = [r for r in read_metrics(folder.metrics) if r["step"] <= run.trainer.step]
+    write_whole(folder.metrics, "".join(json.dumps(r) + "\n" for r in run.records))
+    return carry_out(run, folder, quiet)
+
+
+def carry_out(run: Run, folder: RunFolder, quiet: bool) -> dict:
+    """Train with the run folder kept up to date; ends at the last step, at a divergence, or at Ctrl-C after the step in hand."""
+    last = next((r["val_loss"] for r in reversed(run.records) if "val_loss" in r), None)
+    run.val_loss = last
+    saved = [run.trainer.step]
+
+    def save():
+        save_state(folder.state, run.model, run.trainer)
+        saved[:] = [run.trainer.step]
+
+    log = MetricsLog(folder.metrics)
+    try:
+        with interruptible() as stopped:
+            follow(run, quiet, run.options.recipe, log.write, save, stopped)
+            interrupted = stopped() and run.trainer.step < run.options.steps
+    finally:
+        log.close()
+    diverged = run.trainer.diverged_at
+    loss_curves({run.options.recipe: curves(run.records) | {"diverged_at": diverged}}, folder.loss_figure)
+    return {"val_loss": None if diverged else run.val_loss, "diverged_at": diverged, "steps": run.trainer.step,
+            "tokens_per_second": round(tokens_per_second(run)), "parameters": sum(p.size for p in run.model.parameters()),
+            "out": str(folder.path), "first_not_finite": run.trainer.blame, "checkpoint_step": saved[0], "interrupted": interrupted,
+            "float32": run.model.ops.recipe.narrowest >= 32}
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is read between steps: the first one sets what this yields, a second one ends the program at once."""
+    pressed = threading.Event()
+
+    def note(number, frame):
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+

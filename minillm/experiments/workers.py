@@ -1,0 +1,105 @@
+"""Experiments that do not depend on one another, several at a time: one process for each core, one BLAS thread in each.
+
+On two cores that is twice as fast as two BLAS threads on one small model, whose products are too small to share. Jobs and results
+travel as JSON lines through pipes.
+"""
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from minillm.errors import MiniLLMError
+from minillm.experiments.options import TrainOptions
+from minillm.experiments.running import experiment
+
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def experiments(jobs: list[tuple[TrainOptions, bool]], quiet: bool = False, title: str = "") -> list[dict]:
+    """What `experiment(options, int8)` gives for each job, in their order."""
+    waiting, results = queue.SimpleQueue(), [None] * len(jobs)
+    for number, job in enumerate(jobs):
+        waiting.put((number, job))
+    with tqdm(total=sum(o.steps for o, _ in jobs), desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5) as bar:
+        crew = [Worker(waiting, results, bar) for _ in range(max(1, min(usable_cores(), len(jobs))))]
+        try:
+            with ThreadPoolExecutor(len(crew)) as pool:
+                for done in [pool.submit(worker.work) for worker in crew]:
+                    done.result()
+        finally:
+            for worker in crew:
+                worker.process.kill()
+                worker.process.wait()
+    return results
+
+
+class Worker:
+    """One process that takes jobs until none waits."""
+
+    bar_lock = threading.Lock()
+
+    def __init__(self, waiting, results, bar):
+        self.waiting, self.results, self.bar = waiting, results, bar
+        self.process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=os.environ | dict.fromkeys(THREADS, "1"))
+
+    def work(self) -> None:
+        while True:
+            try:
+                number, (options, int8) = self.waiting.get_nowait()
+            except queue.Empty:
+                return
+            self.results[number] = self.ask({"options": dataclasses.asdict(options), "int8": int8}, options.steps)
+
+    def ask(self, job: dict, steps: int) -> dict:
+        """Hand over one job; progress moves the bar, and what a diverged run leaves out is made up at its end."""
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        moved = 0
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise MiniLLMError(answer["error"])
+            step = steps if "result" in answer else answer["step"]
+            with self.bar_lock:
+                self.bar.update(step - moved)
+            moved = step
+            if "result" in answer:
+                return answer["result"]
+        raise MiniLLMError(f"a worker process ended with code {self.process.wait()} in the midst of {job['options']['recipe']}: "
+                           "is there enough memory?")
+
+
+def serve() -> None:
+    """What a worker process does: read jobs, answer with progress and results."""
+    answers, sys.stdout = sys.stdout, sys.stderr             # so that nothing else gets between the lines
+
+    def say(answer):
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            say({"result": experiment(TrainOptions(**job["options"]), job["int8"],
+                                      lambda step: say({"step": step}) if step % 10 == 0 else None)})
+        except MiniLLMError as error:
+            say({"error": str(error)})
+
+
+if __name__ == "__main__":
+    try:
+        serve()
+    except KeyboardInterrupt:                                # the parent process says what there is to say
+        sys.exit(130)

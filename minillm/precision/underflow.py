@@ -1,0 +1,69 @@
+"""What rounding does to a step's numbers: observers for `minillm.watch`.
+
+    with watch(zeros := ZeroedCotangents()):
+        training_step(...)
+    print(zeros.share)
+"""
+from collections import Counter
+
+import numpy as np
+
+from minillm.autograd.context import Address
+from minillm.autograd.watching import Event
+from minillm.formats import Format
+
+
+class ZeroedCotangents:
+    """The share of cotangent values that were not zero and became zero in their rounding, over all cotangent values."""
+
+    def __init__(self):
+        self.zeroed, self.size = 0, 0
+
+    def __call__(self, event: Event) -> None:
+        if event.phase == "backward":
+            self.size += event.exact.size
+            if event.format.bits < 32:
+                self.zeroed += int(np.count_nonzero((event.exact != 0) & (event.rounded == 0)))
+
+    @property
+    def share(self) -> float:
+        return self.zeroed / max(self.size, 1)
+
+
+class ExponentHistogram:
+    """How many cotangent values have which exponent, floor(log2 |g|), before they are rounded; zeros under "zero".
+
+    Exponents are read from the bits: floor(log2(x)) in floating point is wrong just below most powers of two.
+    """
+
+    def __init__(self, loss_scale: float = 1.0):
+        self.counts, self.loss_scale = Counter(), loss_scale
+
+    def __call__(self, event: Event) -> None:
+        if event.phase == "backward":
+            values = event.exact[np.isfinite(event.exact) & (event.exact != 0)]
+            exponents = np.frexp(values)[1] - 1                               # frexp gives 0.5 <= m < 1
+            found, counts = np.unique(exponents, return_counts=True)
+            self.counts.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            self.counts["zero"] += int(np.count_nonzero(event.exact == 0))
+
+
+class FirstNotFinite:
+    """The first rounding of a step whose result was infinite or NaN: which phase, which op, and whether the rounding did it."""
+
+    def __init__(self):
+        self.phase: str | None = None
+        self.address: Address | None = None
+        self.format: Format | None = None
+        self.by_rounding = False
+
+    def __call__(self, event: Event) -> None:
+        if self.phase is None and not np.isfinite(event.rounded).all():
+            self.phase, self.address, self.format = event.phase, event.address, event.format
+            self.by_rounding = bool(np.isfinite(event.exact).all())
+
+    def __str__(self) -> str:
+        if self.phase is None:
+            return "every value was finite"
+        how = f"overflow in rounding to {self.format.name}" if self.by_rounding else "not finite as computed"
+        return f"{self.phase} {self.address} ({how})"

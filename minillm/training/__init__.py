@@ -1,0 +1,1 @@
+"""The training step, the loop around it, what is measured, and what is kept."""

@@ -1,0 +1,93 @@
+"""The state of a run in one safetensors file: weights, learned quantizer state, moments, loss scale, position. One rename, never half.
+
+Batches and random bits are pure functions of (seed, attempt, micro-batch), so the number of attempts is the random state and the
+data position in one.
+"""
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from minillm.autograd.tensor import Tensor
+from minillm.errors import MiniLLMError
+from minillm.files import write_whole
+from minillm.formats import FLOAT32
+from minillm.models.gpt import GPT
+from minillm.training.trainer import Trainer
+
+VERSION = 1
+
+
+def digest(arrays: dict[str, np.ndarray], facts: dict) -> str:
+    """A hash of everything in the file, so that a changed bit is found."""
+    h = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        h.update(f"{name} {a.dtype} {a.shape}".encode())
+        h.update(a.tobytes())
+    return h.hexdigest()
+
+
+def save_state(path: Path, model: GPT, trainer: Trainer) -> None:
+    """Write the state after `trainer.step` attempts."""
+    objective, optimizer = trainer.objective, trainer.objective.optimizer
+    arrays = {f"model/{name}": a for name, a in model.state_dict().items()}
+    arrays |= {f"learned/{name}": t.data for name, t in objective.ops.learned.items()}
+    arrays |= {f"optimizer/{slot}/{name}": a for slot, named in optimizer.state.items() for name, a in named.items()}
+    facts = {"version": VERSION, "shape": asdict(model.shape), "recipe": objective.ops.recipe.name, "step": trainer.step,
+             "skipped": trainer.skipped, "in_a_row": trainer.in_a_row, "optimizer_steps": optimizer.steps,
+             "loss_scaler": objective.scaler.state()}
+    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    write_whole(path, save(arrays, {"minillm": json.dumps(facts | {"digest": digest(arrays, facts)})}))
+
+
+def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, facts) of a state file; MiniLLMError where it is missing, truncated, foreign or tampered with."""
+    if not path.is_file():
+        raise MiniLLMError(f"there is no checkpoint {path}: train a run first, e.g. minillm train --out {path.parent}")
+    try:
+        with safe_open(path, "np") as file:
+            facts = json.loads((file.metadata() or {})["minillm"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MiniLLMError(f"the checkpoint {path} is truncated or not a safetensors file ({error}): restore it or train again") from error
+    except KeyError as error:
+        raise MiniLLMError(f"{path} is a safetensors file, but not a checkpoint of minillm: choose another run") from error
+    claimed = facts.pop("digest", None) if isinstance(facts, dict) else None
+    if claimed is None or claimed != digest(arrays, facts):
+        raise MiniLLMError(f"the checkpoint {path} was changed after it was written (its digest differs): restore it or train again")
+    if facts["version"] != VERSION:
+        raise MiniLLMError(f"the checkpoint {path} has version {facts['version']}, this program reads {VERSION}: update minillm")
+    return arrays, facts
+
+
+def part(arrays: dict, prefix: str) -> dict:
+    """The arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def load_model(path: Path, model: GPT, arrays: dict, facts: dict) -> None:
+    """Weights and learned state into a model of the same shape."""
+    if facts["shape"] != asdict(model.shape):
+        changed = [f"{k} {facts['shape'].get(k)} there, {v} here" for k, v in asdict(model.shape).items() if facts["shape"].get(k) != v]
+        raise MiniLLMError(f"the checkpoint {path} is of another model: {', '.join(changed)}")
+    model.load_state_dict(part(arrays, "model/"))
+    for name, array in part(arrays, "learned/").items():
+        model.ops.learned[name] = Tensor(array, FLOAT32, name=name)
+
+
+def load_trainer(trainer: Trainer, arrays: dict, facts: dict) -> None:
+    """Moments, loss scale and position; the trainer's optimizer must own the model's parameters already."""
+    optimizer = trainer.objective.optimizer
+    for slot, named in optimizer.state.items():
+        found = part(arrays, f"optimizer/{slot}/")
+        if found.keys() != named.keys() or any(found[n].shape != a.shape or found[n].dtype != a.dtype for n, a in named.items()):
+            raise MiniLLMError(f"the checkpoint's optimizer state {slot!r} does not fit: resume with the recipe and optimizer it was made with")
+        named.update({name: np.array(a) for name, a in found.items()})
+    optimizer.steps = facts["optimizer_steps"]
+    trainer.objective.scaler.load(facts["loss_scaler"])
+    trainer.step, trainer.skipped, trainer.in_a_row = facts["step"], facts["skipped"], facts["in_a_row"]

@@ -1,0 +1,182 @@
+"""One training step as one function that reads like the algorithm, and the loop around it."""
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minillm.autograd.context import Address
+from minillm.autograd.tensor import Tensor, backward
+from minillm.autograd.watching import tell, watch, watched
+from minillm.formats import Format
+from minillm.optim import Optimizer, clip_factor, cosine_schedule, global_norm
+from minillm.precision.loss_scaling import LossScaler
+from minillm.precision.recipe import Ops
+from minillm.precision.underflow import FirstNotFinite, ZeroedCotangents
+from minillm.rounding import round_to, widen
+
+PATIENCE = 100          # this many overflows in a row, with a finite loss, are a divergence too: halving has not helped
+
+
+@dataclass
+class Objective:
+    """A loss of a batch, with the ops in whose context it is computed, and the optimizer that owns what it trains.
+
+    A model has one; a generator and its discriminator have two, each with its own parameters.
+    """
+
+    loss: Callable[..., Tensor]              # loss(*batch)
+    ops: Ops
+    optimizer: Optimizer
+    scaler: LossScaler
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one attempt came to. `norm`: of the unscaled gradients before clipping; `scale`: the loss scale it was made with."""
+
+    loss: float
+    norm: float
+    scale: float
+    finite: bool
+
+
+def training_step(objective: Objective, batches: list, step: int, lr: float, clip: float = 1.0,
+                  after_step: Callable[[dict], None] | None = None) -> StepResult:
+    """One attempt over micro-batches: scale, backward, check, unscale and clip, update. An overflow touches nothing but the scale.
+
+    `step` counts attempts from 0. `after_step(gradients)` is called after an update, with the gradients still scaled.
+    """
+    ops, scaler, optimizer = objective.ops, objective.scaler, objective.optimizer
+    scale, gradients, losses = scaler.scale, {}, []
+    for micro, batch in enumerate(batches):
+        ops.context.begin(step, micro)
+        loss = objective.loss(*batch)
+        losses.append(loss.item())
+        found = backward(loss * (scale / len(batches)))          # divided before backward: a float16 sum would overflow
+        accumulate(gradients, found, optimizer.parameters, ops.recipe.gradients)
+    norm = global_norm(gradients.values(), 1 / scale)            # pass 1: norm and finite check in one
+    finite = math.isfinite(norm)
+    if finite:
+        optimizer.step(gradients, lr, clip_factor(norm, clip) / scale)        # pass 2: unscale, clip and update in one
+        if after_step:
+            after_step(gradients)
+    scaler.update(finite)
+    return StepResult(math.fsum(losses) / len(losses), norm, scale, finite)
+
+
+def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> None:
+    """Add one micro-batch's gradients to the sum so far: in float32, rounded once into the format in which they are summed."""
+    with np.errstate(all="ignore"):
+        for name in parameters.keys() & found.keys():
+            g = widen(found[name], np.float32)
+            exact = widen(total[name], np.float32) + g if name in total else g
+            total[name] = round_to(exact, format)
+            if watched():
+                tell("accumulate", Address(name, "gradient", 0), exact, total[name], format)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: attempts, learning rates, warm-up, clipping, micro-batches a step, and how often to look."""
+
+    steps: int
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    warmup: int = 100
+    clip: float = 1.0
+    accumulate: int = 1
+    watch_every: int = 50
+
+    def lr_at(self, step: int) -> float:
+        return cosine_schedule(step, self.steps, self.lr, self.min_lr, self.warmup)
+
+
+@dataclass
+class Trainer:
+    """Runs attempts in order and says of each what it came to. Batches are a pure function of (step, micro), so nothing is lost.
+
+    `diverged_at` is the number, from 1, of the attempt at which training could not go on, `blame` the first value of that attempt
+    that was not finite.
+    """
+
+    objective: Objective
+    batch: Callable[[int, int], tuple]
+    schedule: Schedule
+    step: int = 0                            # attempts made
+    skipped: int = 0
+    in_a_row: int = 0                        # skipped one after the other
+    diverged_at: int | None = None
+    blame: str | None = None
+    observers: tuple = field(default_factory=tuple)          # of watched steps, besides the count of zeros
+
+    def run(self) -> Iterator[dict]:
+        """The record of each attempt, as it is made; stops at the last, or where the run diverges."""
+        while self.step < self.schedule.steps and self.diverged_at is None:
+            yield self.advance()
+
+    def advance(self) -> dict:
+        """One attempt: its record as plain data for metrics.jsonl."""
+        lr, zeros = self.schedule.lr_at(self.step), None
+        if self.is_watched(self.step):
+            zeros = ZeroedCotangents()
+            with watch_all(zeros, *self.observers):
+                result = self.attempt(lr)
+        else:
+            result = self.attempt(lr)
+        record = {"step": self.step + 1, "loss": finite_or_none(result.loss), "lr": lr, "norm": finite_or_none(result.norm),
+                  "loss_scale": result.scale, "skipped": not result.finite}
+        if zeros:
+            record["zero_gradient_share"] = zeros.share
+        if not result.finite:
+            record["first_not_finite"] = self.overflowed(result)
+        self.in_a_row = 0 if result.finite else self.in_a_row + 1
+        self.step += 1
+        return record
+
+    def attempt(self, lr: float) -> StepResult:
+        return training_step(self.objective, self.batches(self.step), self.step, lr, self.schedule.clip)
+
+    def batches(self, step: int) -> list:
+        return [self.batch(step, micro) for micro in range(self.schedule.accumulate)]
+
+    def is_watched(self, step: int) -> bool:
+        return self.schedule.watch_every > 0 and (step + 1) % self.schedule.watch_every == 0
+
+    def overflowed(self, result: StepResult) -> str:
+        """A skipped attempt: name what overflowed first, and decide whether the run can go on."""
+        self.skipped += 1
+        blame = first_not_finite(self.objective, self.batches(self.step), self.step, result.scale)
+        hopeless = not math.isfinite(result.loss) and result.scale <= max(self.objective.scaler.how.floor, 1.0) \
+            if self.objective.scaler.how.dynamic else not math.isfinite(result.loss)
+        if hopeless or self.in_a_row + 1 >= PATIENCE:
+            self.diverged_at, self.blame = self.step + 1, blame
+        return blame
+
+
+def first_not_finite(objective: Objective, batches: list, step: int, scale: float) -> str:
+    """Run the same attempt again, watched, without an update: keys are pure, so it is the same attempt. Names the first culprit."""
+    for name, p in objective.optimizer.parameters.items():
+        if not np.isfinite(p.data).all():
+            return f"the weights {name} (set by an earlier update)"
+    with watch(first := FirstNotFinite()):
+        for micro, batch in enumerate(batches):
+            objective.ops.context.begin(step, micro)
+            found = backward(objective.loss(*batch) * (scale / len(batches)))
+            if first.phase:
+                return str(first)
+            accumulate({}, found, objective.optimizer.parameters, objective.ops.recipe.gradients)
+    return str(first) if first.phase else "the sum of squared gradients"
+
+
+def watch_all(*observers):
+    """Several observers at once."""
+    def everyone(event):
+        for observer in observers:
+            observer(event)
+    return watch(everyone)
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None

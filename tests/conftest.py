@@ -1,0 +1,20 @@
+"""What all tests share: Hypothesis draws the same examples on every run, and exhaustive tests run on request only."""
+import pytest
+from hypothesis import settings
+
+settings.register_profile("minillm", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("minillm")
+
+
+def pytest_collection_modifyitems(config, items):
+    if "exhaustive" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(pytest.mark.skip(reason="minutes: pytest -m exhaustive"))
+
+
+@pytest.fixture(params=["on", "off"])
+def kernels(request, monkeypatch):
+    """Runs a test with compiled kernels and without."""
+    monkeypatch.setenv("MINILLM_KERNELS", request.param)
+    return request.param
