@@ -39,7 +39,7 @@ def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None 
 
 
 def floats(x, format):
-    """x as an array of native float16, float32 or float64; anything else has no bits that could be rounded."""
+    """X as an array of native float16, float32 or float64; anything else has no bits that could be rounded."""
     if isinstance(x, np.generic) or not hasattr(x, "dtype"):
         x = np.asarray(x)
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:

@@ -57,6 +57,12 @@ def test_two_micro_batches_of_the_same_windows_are_one_batch():
     assert state == whole
 
 
+def test_gradients_come_in_the_order_of_the_parameters():
+    # the norm is a float32 sum over them: in the order of a set of names it would differ from process to process
+    _, raw = steps("float32", count=1, micro_batches=2)
+    assert list(raw) == [p.name for p in make("float32").parameters()]
+
+
 def test_two_micro_batches_are_their_common_batch():
     objective, halves, whole = objective_of(make("float32")), {}, {}
     ids, targets = batch(rows=8)

@@ -189,6 +189,7 @@ def test_watchers_see_every_rounding_of_an_update(format):
         ("update", name, slot) for name in SHAPES for slot in ("m", "v", "weight")]
     for e in events:
         assert e.format is (format if e.address.op == "weight" else BFLOAT16)
+        assert e.exact.dtype == np.float32
         assert np.array_equal(round_to(e.exact, e.format), e.rounded)
         name, slot, _ = e.address
         assert e.rounded is (optimizer.parameters[name].data if slot == "weight" else optimizer.state[slot][name])

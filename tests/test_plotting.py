@@ -12,7 +12,7 @@ import pytest
 
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
-from minillm.plotting import style, training
+from minillm.plotting import gradients, recipes, style, training
 
 SIX = list(style.RECIPE_LOOKS)
 LONG = [f"float16-mixed-with-stochastic-rounding-and-a-very-long-name-{i}" for i in range(6)]
@@ -66,29 +66,29 @@ CASES = {
     "loss, one point": (training.loss_curves, {"float32": a_run(1)}),
     "loss, not measured": (training.loss_curves, {"a $b$ c": a_run(3) | {"loss": [8.0, None, NAN]}, "_b": {}}),
     "loss, huge": (training.loss_curves, {"float16": a_run(3, diverged_at=4) | {"loss": [8.3, 1e30, 1e300]}}),
-    "exponents": (training.gradient_exponents, {r: a_histogram(-20 + 6 * i, -24) for i, r in enumerate(SIX[:4])}),
-    "exponents, twelve recipes": (training.gradient_exponents, {r: a_histogram(-9 - i) for i, r in enumerate(TWELVE)}),
-    "exponents, nothing": (training.gradient_exponents, {}),
-    "exponents, empty": (training.gradient_exponents, {"float32": {}, "float16": {"zero": 7}, "x": {-3: 0}}),
-    "exponents, three formats": (training.gradient_exponents, {"a": a_histogram()}, (FLOAT16, BFLOAT16, FLOAT32)),
-    "exponents, far out": (training.gradient_exponents, {"a": {-140: 1, 40: 1, "zero": 0}}, (BFLOAT16, FLOAT16, WIDE)),
-    "exponents, no format": (training.gradient_exponents, {"a": {-3: 4}}, ()),
+    "exponents": (gradients.gradient_exponents, {r: a_histogram(-20 + 6 * i, -24) for i, r in enumerate(SIX[:4])}),
+    "exponents, twelve recipes": (gradients.gradient_exponents, {r: a_histogram(-9 - i) for i, r in enumerate(TWELVE)}),
+    "exponents, nothing": (gradients.gradient_exponents, {}),
+    "exponents, empty": (gradients.gradient_exponents, {"float32": {}, "float16": {"zero": 7}, "x": {-3: 0}}),
+    "exponents, three formats": (gradients.gradient_exponents, {"a": a_histogram()}, (FLOAT16, BFLOAT16, FLOAT32)),
+    "exponents, far out": (gradients.gradient_exponents, {"a": {-140: 1, 40: 1, "zero": 0}}, (BFLOAT16, FLOAT16, WIDE)),
+    "exponents, no format": (gradients.gradient_exponents, {"a": {-3: 4}}, ()),
     "scale": (training.loss_scale_history, {"float16-mixed": a_scale(), "float16": a_scale(0)}),
     "scale, twelve recipes": (training.loss_scale_history, {r: a_scale(10 + i) for i, r in enumerate(TWELVE)}),
     "scale, nothing": (training.loss_scale_history, {}),
     "scale, one point": (training.loss_scale_history, {"float16-mixed": a_scale(16, 1) | {"skipped": [1]}, "b": {}}),
     "scale, not recorded": (training.loss_scale_history, {"b": {"steps": [1, 2], "log2_scale": [None, NAN]}}),
-    "static": (training.static_scale, STATIC, 2.45),
-    "static, all near": (training.static_scale, STATIC[4:], 2.45),
-    "static, nothing": (training.static_scale, [], 2.45),
-    "static, one point": (training.static_scale, STATIC[:1], None),
-    "static, all diverged": (training.static_scale, [p | {"zero_gradient_share": None} for p in STATIC[-3:]], NAN),
-    "comparison": (training.recipe_comparison, [*map(a_row, SIX[:4]), a_row("float16", 8.5, 0.3, 1),
+    "static": (recipes.static_scale, STATIC, 2.45),
+    "static, all near": (recipes.static_scale, STATIC[4:], 2.45),
+    "static, nothing": (recipes.static_scale, [], 2.45),
+    "static, one point": (recipes.static_scale, STATIC[:1], None),
+    "static, all diverged": (recipes.static_scale, [p | {"zero_gradient_share": None} for p in STATIC[-3:]], NAN),
+    "comparison": (recipes.recipe_comparison, [*map(a_row, SIX[:4]), a_row("float16", 8.5, 0.3, 1),
                                                 a_row("float16-no-master", None, NAN, 3)]),
-    "comparison, twelve recipes": (training.recipe_comparison, [a_row(r, 2.4 + i / 40) for i, r in enumerate(TWELVE)]),
-    "comparison, nothing": (training.recipe_comparison, []),
-    "comparison, one row": (training.recipe_comparison, [a_row("float32", spread=None, seeds=1)]),
-    "comparison, not measured": (training.recipe_comparison, [
+    "comparison, twelve recipes": (recipes.recipe_comparison, [a_row(r, 2.4 + i / 40) for i, r in enumerate(TWELVE)]),
+    "comparison, nothing": (recipes.recipe_comparison, []),
+    "comparison, one row": (recipes.recipe_comparison, [a_row("float32", spread=None, seeds=1)]),
+    "comparison, not measured": (recipes.recipe_comparison, [
         a_row("float32", None, None, zero_gradient_share=None, bytes={}), a_row("x" * 300, NAN, None, 3, bytes=None)]),
 }
 
@@ -184,7 +184,7 @@ def test_the_same_records_give_the_same_bytes_whatever_the_readers_settings(case
 def test_importing_loads_no_matplotlib_and_drawing_leaves_no_trace(tmp_path):
     script = f"""
 import sys
-import minillm.plotting, minillm.plotting.style, minillm.plotting.training
+import minillm.plotting, minillm.plotting.style, minillm.plotting.training, minillm.plotting.recipes, minillm.plotting.gradients
 assert not [name for name in sys.modules if name.startswith("matplotlib")]
 import matplotlib
 before = matplotlib.rcParams.copy()
@@ -288,7 +288,7 @@ def test_steps_and_losses_of_different_number_are_an_error(tmp_path):
 
 @pytest.mark.parametrize(("format", "zero", "tiny", "top"), [(FLOAT16, -25, -14, 16), (BFLOAT16, -134, -126, 128)])
 def test_the_regions_are_those_of_the_format(format, zero, tiny, top, tmp_path, figures):
-    training.gradient_exponents({"a": a_histogram()}, tmp_path / "a.png", (format,))
+    gradients.gradient_exponents({"a": a_histogram()}, tmp_path / "a.png", (format,))
     strip, plot = figures[0].axes
     low, high = plot.get_xlim()
     expected = [(low, zero), (zero, tiny), (tiny, top), (top, high)]
@@ -300,7 +300,7 @@ def test_the_regions_are_those_of_the_format(format, zero, tiny, top, tmp_path, 
 def test_the_regions_of_float16_are_named_and_are_what_numpy_does(tmp_path, figures):
     draw("exponents", tmp_path / "a.png")
     strip, plot = figures[0].axes
-    assert [text.get_text() for text in strip.texts] == list(training.REGIONS)
+    assert [text.get_text() for text in strip.texts] == list(gradients.REGIONS)
     assert "largest 65504, normal ≥ 2^-14, subnormal ≥ 2^-24, zero < 2^-25" in plot.get_xlabel()
     assert [float(np.float32(2.0**e).astype(np.float16)) for e in (-25, -24)] == [0.0, FLOAT16.smallest_subnormal]
     assert np.float32(1.001 * 2.0**-25).astype(np.float16) > 0
@@ -313,7 +313,7 @@ def test_regions_that_are_too_narrow_for_their_name_are_in_the_legend(tmp_path, 
 
 def test_shares_are_of_all_values_zeros_included_and_json_keys_are_read(tmp_path, figures):
     histogram = json.loads(json.dumps({-3: 30, -1: 10, "zero": 60}))
-    training.gradient_exponents({"a": histogram}, tmp_path / "a.png")
+    gradients.gradient_exponents({"a": histogram}, tmp_path / "a.png")
     shares, edges, _ = figures[0].axes[1].patches[0].get_data()
     assert edges.tolist() == [-3, -2, -1, 0]
     assert np.allclose(shares, [0.3, 0, 0.1])
@@ -331,7 +331,7 @@ def test_skipped_steps_are_marked_and_counted(tmp_path, figures):
 
 
 def test_losses_near_the_reference_and_far_from_it_can_both_be_read(tmp_path, figures):
-    training.static_scale(STATIC, tmp_path / "a.png", 2.45)
+    recipes.static_scale(STATIC, tmp_path / "a.png", 2.45)
     figures[0].draw_without_rendering()  # the layout
     far, near, _ = figures[0].axes
     pixels = [near.transData.transform((0, loss))[1] for loss in (2.43, 2.45)]
@@ -347,7 +347,7 @@ def test_losses_near_the_reference_and_far_from_it_can_both_be_read(tmp_path, fi
 
 def test_scales_that_diverged_are_crosses_at_the_top_edge_and_interrupt_the_line(tmp_path, figures):
     points = [a_point(0, 2.5), a_point(1, None), a_point(2, 2.4)]
-    training.static_scale(points, tmp_path / "a.png", 2.45)
+    recipes.static_scale(points, tmp_path / "a.png", 2.45)
     axes = figures[0].axes[0]
     crosses = next(line for line in axes.lines if line.get_marker() == "X")
     seen = crosses.get_transform().transform(crosses.get_xydata())
@@ -357,7 +357,7 @@ def test_scales_that_diverged_are_crosses_at_the_top_edge_and_interrupt_the_line
 
 def test_a_scale_that_was_not_measured_is_no_cross(tmp_path, figures):
     unmeasured = {"log2_scale": 1, "val_loss": None, "diverged_at": None}
-    training.static_scale([a_point(0, 2.5), unmeasured, a_point(2, NAN)], tmp_path / "a.png", 2.45)
+    recipes.static_scale([a_point(0, 2.5), unmeasured, a_point(2, NAN)], tmp_path / "a.png", 2.45)
     crosses = [line for line in figures[0].axes[0].lines if line.get_marker() == "X"]
     assert [line.get_xdata().tolist() for line in crosses] == [[2]]
 
@@ -373,3 +373,12 @@ def test_far_losses_are_written_out_and_bytes_are_stacked_in_megabytes(tmp_path,
     assert [round(bar.get_x(), 6) for bar in first_row] == [0, 3.3, 6.6, 13.2]
     assert first_row[-1].get_x() + first_row[-1].get_width() == pytest.approx(26.6)
     assert memory.texts[0].get_text() == "26.6"
+
+
+def test_the_panel_below_shows_gaps_to_the_reference(tmp_path, figures):
+    runs = {name: a_run(4) | {"val_steps": [2, 4], "val_loss": [3.0 + gap, 2.0 + 2 * gap]} for name, gap in (("float32", 0), ("b", 0.002))}
+    training.loss_curves(runs, tmp_path / "a.png", reference="float32")
+    zero, gaps = figures[0].axes[1].lines
+    assert list(zero.get_ydata()) == [0, 0]
+    assert gaps.get_ydata() == pytest.approx([2, 4])
+    assert "1/1000 nat" in figures[0].axes[1].get_ylabel()

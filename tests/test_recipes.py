@@ -248,6 +248,12 @@ def test_every_cotangent_has_the_format_of_its_tensor_and_every_gradient_that_of
     assert {n: g.dtype for n, g in gradients.items()} == {n: np.dtype(f.storage) for n, f in leaves.items()}
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_rounded_was_computed_in_float32(name):
+    for e in traced(name)[0]:
+        assert e.exact.dtype == np.float32, e.address
+
+
 def test_a_recipe_may_keep_cotangents_wider_than_their_tensors():
     events, _ = traced(recipe_of("float16-mixed", cotangents=FLOAT32))
     assert {e.format for e in in_phase(events, "backward")} == {FLOAT32}

@@ -8,7 +8,8 @@ from minillm.experiments.demo import ROLES
 from minillm.experiments.options import TrainOptions
 from minillm.experiments.tables import table
 from minillm.experiments.workers import experiments
-from minillm.plotting.training import loss_curves, recipe_comparison
+from minillm.plotting.recipes import recipe_comparison
+from minillm.plotting.training import loss_curves
 from minillm.training.metrics import curves
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from minillm.experiments.options import TrainOptions
 from minillm.experiments.tables import loss_text, table
 from minillm.experiments.workers import experiments
-from minillm.plotting import training as figures
+from minillm.plotting.gradients import gradient_exponents
+from minillm.plotting.recipes import static_scale
+from minillm.plotting.training import loss_curves, loss_scale_history
 from minillm.training.metrics import curves
 
 RECIPES = ("float32", "bfloat16-mixed", "float16-mixed", "float16-unscaled", "float16")
@@ -46,10 +48,10 @@ def draw(out: Path, runs: dict[str, dict], points: list[dict], reference: float 
     lines = {name: curves(r["records"]) | {"diverged_at": r["diverged_at"]} for name, r in runs.items()}
     exponents = {name: runs[name]["exponents"] for name in ("float32", "float16-mixed", "float16-unscaled")}
     return [
-        figures.loss_curves(lines, out / "demo-loss.png", "One GPT under five recipes"),
-        figures.gradient_exponents(exponents, out / "demo-exponents.png"),
-        figures.loss_scale_history({"float16-mixed": scale_history(runs["float16-mixed"])}, out / "demo-loss-scale.png"),
-        figures.static_scale(points, out / "demo-static-scale.png", reference),
+        loss_curves(lines, out / "demo-loss.png", "One GPT under five recipes", "float32"),
+        gradient_exponents(exponents, out / "demo-exponents.png"),
+        loss_scale_history({"float16-mixed": scale_history(runs["float16-mixed"])}, out / "demo-loss-scale.png"),
+        static_scale(points, out / "demo-static-scale.png", reference),
     ]
 
 

@@ -42,7 +42,7 @@ def load(room: str) -> ModuleType:
     name = f"{__name__}.{room}"
     if name in sys.modules:
         return sys.modules[name]
-    from numba import config                     # numba costs half a second: only where a kernel is really called
+    from numba import config  # numba costs half a second: only where a kernel is really called
     before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
     try:
         return importlib.import_module(name)

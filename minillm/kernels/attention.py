@@ -10,7 +10,6 @@ from minillm.kernels.rounding import to_float16, to_float32
 from minillm.kernels.scalars import JIT, exp
 from minillm.kernels.simd import LANES, add_scaled, weighted_rows
 
-
 one_register, two_registers, four_registers = weighted_rows(1), weighted_rows(2), weighted_rows(4)
 
 

@@ -28,7 +28,7 @@ def spread(builder, scalar):
 
 
 def multiply_add(builder, x, y, z):
-    """x y + z, with one rounding where the processor has the instruction."""
+    """X y + z, with one rounding where the processor has the instruction."""
     kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [x, y, z])
 

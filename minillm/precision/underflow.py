@@ -1,8 +1,8 @@
 """What rounding does to a step's numbers: observers for `minillm.watch`.
 
-    with watch(zeros := ZeroedCotangents()):
-        training_step(...)
-    print(zeros.share)
+with watch(zeros := ZeroedCotangents()):
+training_step(...)
+print(zeros.share)
 """
 from collections import Counter
 

@@ -68,7 +68,7 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
 def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> None:
     """Add one micro-batch's gradients to the sum so far: in float32, rounded once into the format in which they are summed."""
     with np.errstate(all="ignore"):
-        for name in parameters.keys() & found.keys():
+        for name in [name for name in parameters if name in found]:          # not a set: its order changes with the process
             g = widen(found[name], np.float32)
             exact = widen(total[name], np.float32) + g if name in total else g
             total[name] = round_to(exact, format)
