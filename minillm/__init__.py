@@ -9,5 +9,5 @@ from minillm.precision.recipe import Recipe
 from minillm.recipes import recipe_named
 from minillm.rounding import round_to
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "Format", "MiniLLMError", "Recipe", "Tensor", "__version__", "backward", "format_named",
-           "recipe_named", "round_to", "scope", "tensor", "watch"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "Format", "MiniLLMError", "Recipe", "Tensor", "__version__", "backward",
+           "format_named", "recipe_named", "round_to", "scope", "tensor", "watch"]

@@ -13,7 +13,8 @@ from minillm.errors import MiniLLMError, unknown
 
 ABOUT = {
     "layers": "transformer blocks", "heads": "attention heads", "channels": "width of the model", "context": "tokens in a window",
-    "batch": "windows in a micro-batch", "steps": "optimizer attempts", "lr": "highest learning rate", "min_lr": "last learning rate",
+    "batch": "windows in a micro-batch", "steps": "optimizer attempts", "lr": "highest learning rate",
+    "min_lr": "last learning rate",
     "warmup": "attempts until --lr is reached", "optimizer": "adamw or sgd", "beta1": "Adam's first decay, SGD's momentum",
     "beta2": "Adam's second decay", "weight_decay": "decoupled, on matrices only", "clip": "largest gradient norm, 0 for none",
     "dropout": "share of values dropped in training", "bias": "biases in linears and layer norms, which GPT-2 has",
@@ -90,8 +91,9 @@ def ending(result: dict) -> Answer:
     if result["diverged_at"] is not None:
         kept = f"the last good checkpoint is that of step {result['checkpoint_step']}" if result["checkpoint_step"] \
             else "no checkpoint was written before"
-        return Answer(data, "", f"not finite at step {result['diverged_at']}: {result['first_not_finite']}; {kept}; try a lower --lr"
-                      + ("" if result["float32"] else " or another --recipe"), 2 if result["float32"] else 0)
+        advice = "try a lower --lr" + ("" if result["float32"] else " or another --recipe")
+        where = f"not finite at step {result['diverged_at']}: {result['first_not_finite']}"
+        return Answer(data, "", f"{where}; {kept}; {advice}", 2 if result["float32"] else 0)
     return Answer(data, f"validation loss {result['val_loss']:.4f} nats a token after {result['steps']} steps, "
                   f"{result['tokens_per_second']:,} tokens/s, {result['parameters']:,} parameters; the run is in {result['out']}")
 
@@ -140,12 +142,13 @@ def parser_of(name: str) -> Parser:
     if name in ("demo", "compare"):
         parser.add_argument("--out", default="figures", metavar="DIR", help="folder for figures (default figures)")
     if name == "compare":
-        parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="(default %(default)s)")
+        parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
     if name == "sample":
         parser.add_argument("--prompt", default="\n", metavar="TEXT", help="text to continue (default a line's end)")
-        for option, kind, default, about in (("tokens", int, 200, "how many"), ("temperature", float, 0.8, "0: the most likely token"),
-                                             ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):
+        for option, kind, default, about in (
+                ("tokens", int, 200, "how many"), ("temperature", float, 0.8, "0: the most likely token"),
+                ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):
             parser.add_argument(f"--{option}", type=kind, default=default, help=f"{about} (default {default})")
     return parser
 

@@ -376,7 +376,8 @@ def test_far_losses_are_written_out_and_bytes_are_stacked_in_megabytes(tmp_path,
 
 
 def test_the_panel_below_shows_gaps_to_the_reference(tmp_path, figures):
-    runs = {name: a_run(4) | {"val_steps": [2, 4], "val_loss": [3.0 + gap, 2.0 + 2 * gap]} for name, gap in (("float32", 0), ("b", 0.002))}
+    runs = {name: a_run(4) | {"val_steps": [2, 4], "val_loss": [3.0 + gap, 2.0 + 2 * gap]}
+            for name, gap in (("float32", 0), ("b", 0.002))}
     training.loss_curves(runs, tmp_path / "a.png", reference="float32")
     zero, gaps = figures[0].axes[1].lines
     assert list(zero.get_ydata()) == [0, 0]

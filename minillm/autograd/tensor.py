@@ -142,7 +142,7 @@ def tensor(values, format: Format = FLOAT32, name: str | None = None) -> Tensor:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One op in the graph. Points at parents, which are nodes or leaves, never at their arrays: only what the vjp names is alive."""
+    """One op in the graph. It points at nodes and leaves, never at their arrays: only what the vjp names is alive."""
 
     rule: Rule
     parents: tuple
@@ -294,9 +294,10 @@ def cotangents(xp, node, exact):
     if node.rule.backward is None:
         raise MiniLLMError(f"{node.rule.name} has no vjp: detach() its result if no gradient is wanted")
     if node.kept is None:
-        raise MiniLLMError(f"backward: a part of this graph, up to {node.address}, was walked already: add the losses and walk once")
+        raise MiniLLMError(f"backward: a part of this graph, up to {node.address}, was walked already: add the losses, walk once")
     g = received(exact, node.format, node.address, node.context)
-    kernel = kernel_for(node.rule, node.compute, node.kept, {"g": g} | {n: v for n, v in node.kept.items() if n in node.rule.inputs})
+    inputs = {name: value for name, value in node.kept.items() if name in node.rule.inputs}
+    kernel = kernel_for(node.rule, node.compute, node.kept, {"g": g} | inputs)
     with np.errstate(all="ignore"):
         if kernel:
             shares = kernel.vjp(g, **node.kept)

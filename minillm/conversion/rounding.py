@@ -31,7 +31,10 @@ def int8_rows(weight: np.ndarray) -> Int8Rows:
 
 
 def round_to_int8(model: Module) -> tuple[int, int]:
-    """Replace every matrix of a model by the values of its int8 codes; returns (bytes of codes, scales and the rest; bytes in float32)."""
+    """Replace every matrix of a model by the values of its int8 codes.
+
+    Returns (bytes of codes, scales and what is no matrix; bytes of the same in float32).
+    """
     after, before = 0, 0
     for p in model.parameters():
         exact = widen(p.data, np.float32)

@@ -14,7 +14,7 @@ from minillm.training.metrics import curves
 
 
 def compare(recipes: list[str], options: TrainOptions, seeds: int = 1, out: str | Path = "figures", quiet: bool = False) -> dict:
-    """{"rows": [...], "figures": [...]}: for each recipe the mean over seeds `seed`, `seed` + 1, ... of the runs that stayed finite."""
+    """{"rows": [...], "figures": [...]}: for each recipe the mean over `seed`, `seed` + 1, ... of the runs that stayed finite."""
     if seeds < 1:
         raise MiniLLMError(f"--seeds is {seeds}: it must be at least 1")
     if len(set(recipes)) < len(recipes) or not recipes:

@@ -71,7 +71,9 @@ def describe(result: dict) -> str:
     int8, float32 = result["int8"], result["recipes"]["float32"]["val_loss"]
     return "\n".join([
         table(head, rows), "zeroed: share of gradient values that rounding made zero. MB: in the format's own bits.", "",
-        f"float16-mixed under static loss scales, {SWEEP_STEPS} steps each:", table(["scale", "validation loss", "zeroed"], scales), "",
-        f"float32 weights rounded to int8 by output channel: validation loss {int8['val_loss']:.4f} ({int8['val_loss'] - float32:+.4f}), "
+        f"float16-mixed under static loss scales, {SWEEP_STEPS} steps each:",
+        table(["scale", "validation loss", "zeroed"], scales), "",
+        "float32 weights rounded to int8 by output channel: "
+        f"validation loss {int8['val_loss']:.4f} ({int8['val_loss'] - float32:+.5f}), "
         f"{int8['bytes'] / 1e6:.2f} MB instead of {int8['bytes_float32'] / 1e6:.2f} MB",
         "", *(f"figure: {path}" for path in result["figures"])])

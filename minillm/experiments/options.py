@@ -21,7 +21,7 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `minillm train` takes. The defaults are nanoGPT's small CPU configuration: 0.8 M parameters, 2000 steps of 12 x 64 tokens.
+    """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
     `loss_scale`: "recipe", "dynamic" or a number (static); the fields after it settle the dynamic one. `eps` 0 means the recipe's.
     """
@@ -108,7 +108,7 @@ def number(text: str) -> float:
 
 @dataclass(frozen=True)
 class Data:
-    """Token ids of both parts, (n,) int32 each, with the tokenizer that made them and how many characters validation has a token."""
+    """Token ids of both parts, (n,) int32, the tokenizer that made them, and how many characters validation has a token."""
 
     tokenizer: Tokenizer
     train: np.ndarray

@@ -47,7 +47,7 @@ class RunFolder:
         """Make the folder for a new run. One that holds anything is refused, or with `force` rid of a run's files, no others."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             if not self.path.is_dir() or not force:
-                raise MiniLLMError(f"{self.path} exists: choose another --out, continue it with --resume, or replace it with --force")
+                raise MiniLLMError(f"{self.path} exists: choose another --out, go on with it by --resume, or replace it by --force")
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
         write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options),

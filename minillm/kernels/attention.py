@@ -1,6 +1,6 @@
 """Causal attention, forward and backward, one head at a time: no T x T matrix, a row of scores stays in the cache.
 
-NumPy makes seven passes over (B,H,T,T) in memory. Here a head's rows lie in scratch that is padded with zeros to multiples of 16, so
+NumPy makes seven passes over (B,H,T,T) in memory. Here a head's rows lie in scratch, padded with zeros to multiples of 16, so
 that every product is made of whole vector registers. Sums run in one fixed order; a head needs nothing from another.
 """
 import numpy as np

@@ -80,7 +80,7 @@ float_to_half = _float_to_half_instruction if INSTRUCTION else float_to_half_int
 
 
 def load(array, i):
-    """array[i] as float32, whether the array holds float32 or float16 bits."""
+    """The value at i as float32, whether the array holds float32 or float16 bits."""
     raise NotImplementedError("for use inside a kernel")
 
 

@@ -26,7 +26,8 @@ class Attention(Module):
 
     def __init__(self, ops: Ops, make: Maker, C: int, H: int, bias: bool, out_deviation: float):
         if C % H:
-            raise MiniLLMError(f"{H} heads do not divide {C} channels: choose heads from {[h for h in range(1, C + 1) if C % h == 0][:12]}")
+            possible = [h for h in range(1, C + 1) if C % h == 0][:12]
+            raise MiniLLMError(f"{H} heads do not divide {C} channels: choose heads from {possible}")
         self.ops, self.heads = ops, H
         self.query, self.key, self.value = (Linear(ops, make, C, C, bias) for _ in range(3))
         self.out = Linear(ops, make, C, C, bias, out_deviation)

@@ -11,7 +11,7 @@ from minillm.rounding import round_to
 
 
 class Module:
-    """Something with a forward function. A Tensor attribute is a parameter, an array a buffer, a Module a part; its name is theirs."""
+    """Something with a forward function. A Tensor attribute is a parameter, an array a buffer, a Module a part of that name."""
 
     name = ""
 
@@ -62,7 +62,7 @@ class Module:
             raise MiniLLMError(f"these weights are of another model: missing {missing[:3]}, unexpected {foreign[:3]}")
         for name, array in own.items():
             if array.shape != state[name].shape or array.dtype != state[name].dtype:
-                raise MiniLLMError(f"these weights are of another model: {name} is {state[name].dtype} {state[name].shape} in the file, "
+                raise MiniLLMError(f"these weights are of another model: {name} is {state[name].dtype} {state[name].shape} there, "
                                    f"{array.dtype} {array.shape} here")
         for name, owner, key, value in self.walk():
             if isinstance(value, Tensor):

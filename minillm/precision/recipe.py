@@ -59,8 +59,8 @@ class Recipe:
     @property
     def narrowest(self) -> int:
         """Bits of the narrowest format that stands anywhere in the recipe."""
-        formats = (self.parameters, self.optimizer_state, self.gradients, self.cotangents, *self.casts.values(), *self.results.values())
-        return min(f.bits for f in formats if isinstance(f, Format))
+        roles = (self.parameters, self.optimizer_state, self.gradients, self.cotangents)
+        return min(f.bits for f in (*roles, *self.casts.values(), *self.results.values()) if isinstance(f, Format))
 
     def bind(self, seed: int = 0) -> "Ops":
         """The ops of this recipe with a context of their own; `seed` is that of dropout and other random bits."""

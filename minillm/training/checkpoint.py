@@ -1,4 +1,4 @@
-"""The state of a run in one safetensors file: weights, learned quantizer state, moments, loss scale, position. One rename, never half.
+"""The state of a run in one safetensors file: weights, learned quantizer state, moments, loss scale, position.
 
 Batches and random bits are pure functions of (seed, attempt, micro-batch), so the number of attempts is the random state and the
 data position in one.
@@ -54,12 +54,12 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
             facts = json.loads((file.metadata() or {})["minillm"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise MiniLLMError(f"the checkpoint {path} is truncated or not a safetensors file ({error}): restore it or train again") from error
+        raise MiniLLMError(f"the checkpoint {path} is truncated or foreign ({error}): restore it or train again") from error
     except KeyError as error:
         raise MiniLLMError(f"{path} is a safetensors file, but not a checkpoint of minillm: choose another run") from error
     claimed = facts.pop("digest", None) if isinstance(facts, dict) else None
     if claimed is None or claimed != digest(arrays, facts):
-        raise MiniLLMError(f"the checkpoint {path} was changed after it was written (its digest differs): restore it or train again")
+        raise MiniLLMError(f"the checkpoint {path} was changed after it was written (digest differs): restore it or train again")
     if facts["version"] != VERSION:
         raise MiniLLMError(f"the checkpoint {path} has version {facts['version']}, this program reads {VERSION}: update minillm")
     return arrays, facts
@@ -73,7 +73,8 @@ def part(arrays: dict, prefix: str) -> dict:
 def load_model(path: Path, model: GPT, arrays: dict, facts: dict) -> None:
     """Weights and learned state into a model of the same shape."""
     if facts["shape"] != asdict(model.shape):
-        changed = [f"{k} {facts['shape'].get(k)} there, {v} here" for k, v in asdict(model.shape).items() if facts["shape"].get(k) != v]
+        there = facts["shape"]
+        changed = [f"{k} {there.get(k)} there, {v} here" for k, v in asdict(model.shape).items() if there.get(k) != v]
         raise MiniLLMError(f"the checkpoint {path} is of another model: {', '.join(changed)}")
     model.load_state_dict(part(arrays, "model/"))
     for name, array in part(arrays, "learned/").items():
@@ -86,7 +87,7 @@ def load_trainer(trainer: Trainer, arrays: dict, facts: dict) -> None:
     for slot, named in optimizer.state.items():
         found = part(arrays, f"optimizer/{slot}/")
         if found.keys() != named.keys() or any(found[n].shape != a.shape or found[n].dtype != a.dtype for n, a in named.items()):
-            raise MiniLLMError(f"the checkpoint's optimizer state {slot!r} does not fit: resume with the recipe and optimizer it was made with")
+            raise MiniLLMError(f"the optimizer state {slot!r} does not fit: resume with the recipe and optimizer it was made with")
         named.update({name: np.array(a) for name, a in found.items()})
     optimizer.steps = facts["optimizer_steps"]
     trainer.objective.scaler.load(facts["loss_scaler"])

@@ -50,7 +50,8 @@ def measure(objective: Objective, batch: tuple) -> dict[str, dict[str, int]]:
     objective.ops.context.begin(0)
     with watch(remember):
         loss = objective.loss(*batch)
-    return {"bytes": by_role(objective, loss, formats, format_bytes), "stored_bytes": by_role(objective, loss, formats, stored_bytes)}
+    sizes = {"bytes": format_bytes, "stored_bytes": stored_bytes}
+    return {name: by_role(objective, loss, formats, size) for name, size in sizes.items()}
 
 
 def by_role(objective: Objective, loss: Tensor, formats: dict, size: Callable) -> dict[str, int]:

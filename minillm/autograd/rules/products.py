@@ -13,7 +13,7 @@ def dot(xp, a, b, key):
 
 @dataclass(frozen=True)
 class Products:
-    """The three products behind matmul, linear and attention: (xp, a, b, key), the cotangent always first, leading axes are batches.
+    """The three products behind matmul, linear and attention: (xp, a, b, key), the cotangent first, leading axes are batches.
 
     Another accumulator, fp8 operands, int8 products: each is another Products, data that goes to JSON by its name.
     """
@@ -46,7 +46,7 @@ def matmul(xp, x, z, *, products=FLOAT32_PRODUCTS, key=0):                    # 
 @matmul.vjp
 def _(xp, g, x, z, *, products, key):
     x2, z2 = matrices(x, z)
-    g = g.reshape(g.shape[: g.ndim - (x.ndim > 1) - (z.ndim > 1)] + (x2.shape[-2], z2.shape[-1]))
+    g = g.reshape(*g.shape[: g.ndim - (x.ndim > 1) - (z.ndim > 1)], x2.shape[-2], z2.shape[-1])
     dx = products.input_gradient(xp, g, turned(z2), key)
     dz = turned(products.weight_gradient(xp, turned(g), x2, key))
     return unbroadcast(xp, dx, x2.shape).reshape(x.shape), unbroadcast(xp, dz, z2.shape).reshape(z.shape)
@@ -75,7 +75,7 @@ def merged(x):                     # (B,H,T,D) -> (B,T,C)
 
 
 def visible(xp, Tq, Tk, mask, causal):
-    """Which key a query may see, (Tq,Tk) or what it broadcasts to with the mask; None: all. The last query stands at the last key."""
+    """Which key a query may see, (Tq,Tk) or broadcast with the mask; None: all. The last query stands at the last key."""
     seen = xp.tri(Tq, Tk, Tk - Tq, dtype=bool) if causal else None
     return mask if seen is None else seen if mask is None else seen & mask
 
