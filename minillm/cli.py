@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from minillm import kernels
 from minillm._version import __version__
+from minillm.backend import usable_cores
 from minillm.errors import MiniLLMError, unknown
 
 ABOUT = {
@@ -135,6 +136,8 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("run", metavar="RUN", help="a run folder")
     if name in ("train", "compare"):
         add_options(parser)
+    if name in ("train", "evaluate", "sample"):
+        parser.add_argument("--threads", type=int, default=0, help="of matrix products (default: one for each core)")
     if name == "train":
         parser.add_argument("--out", metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
         parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
@@ -151,6 +154,14 @@ def parser_of(name: str) -> Parser:
                 ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):
             parser.add_argument(f"--{option}", type=kind, default=default, help=f"{about} (default {default})")
     return parser
+
+
+def blas_threads(count: int):
+    """Limit the threads of matrix products; our own kernels run on one, because two thread pools spin against each other."""
+    if count < 0:
+        raise MiniLLMError(f"--threads is {count}: give a number of threads, or 0 for one for each core")
+    from threadpoolctl import threadpool_limits
+    return threadpool_limits(count or usable_cores(), "blas")
 
 
 def usage() -> str:
@@ -174,7 +185,8 @@ def carry_out(argv: Sequence[str]) -> int:
         raise unknown("option", rest[0].partition("=")[0], parser._option_string_actions)
     if not arguments.quiet and argv[0] in ("demo", "train", "compare") and kernels.must_compile():
         print("compiling kernels, once on this machine: about half a minute", file=sys.stderr)
-    answer = COMMANDS[argv[0]][0](arguments)
+    with blas_threads(getattr(arguments, "threads", 0)):
+        answer = COMMANDS[argv[0]][0](arguments)
     if arguments.json:
         print(json.dumps(answer.data, allow_nan=False))
     elif answer.text:

@@ -14,16 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
+from minillm.backend import usable_cores
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import experiment
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def experiments(jobs: list[tuple[TrainOptions, bool]], quiet: bool = False, title: str = "") -> list[dict]:

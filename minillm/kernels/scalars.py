@@ -110,7 +110,7 @@ def _store(array, i, value):
 
 @njit(inline="always")
 def exp(x):
-    """e^x, relative error below 1e-7 on [-87.3, 88.7]; inf above 88.72283, 0 below -87.33654, NaN for NaN, exp(0) = 1.
+    """e^x, relative error below 1e-7 on [-87.3, 88.7]; inf above 88.72283, 0 below -87.33654, NaN for NaN, 1 at 0.
 
     x = n ln2 + r with 0 <= r < ln2; a polynomial in r (Cephes) times 2^n made from its bits. Vectorises, 0.12 ns a value where
     libm takes 3.1. 2^n is inf at n = 128 and 0 at n = -127, so that the ends need no cases.

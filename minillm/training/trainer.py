@@ -39,6 +39,7 @@ class StepResult:
     norm: float
     scale: float
     finite: bool
+    at_floor: bool = True                    # whether no lower scale was left to try
 
 
 def training_step(objective: Objective, batches: list, step: int, lr: float, clip: float = 1.0,
@@ -48,7 +49,7 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
     `step` counts attempts from 0. `after_step(gradients)` is called after an update, with the gradients still scaled.
     """
     ops, scaler, optimizer = objective.ops, objective.scaler, objective.optimizer
-    scale, gradients, losses = scaler.scale, {}, []
+    scale, at_floor, gradients, losses = scaler.scale, scaler.at_floor, {}, []
     for micro, batch in enumerate(batches):
         ops.context.begin(step, micro)
         loss = objective.loss(*batch)
@@ -62,7 +63,7 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
         if after_step:
             after_step(gradients)
     scaler.update(finite)
-    return StepResult(math.fsum(losses) / len(losses), norm, scale, finite)
+    return StepResult(math.fsum(losses) / len(losses), norm, scale, finite, at_floor)
 
 
 def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> None:
@@ -147,8 +148,7 @@ class Trainer:
         """A skipped attempt: name what overflowed first, and decide whether the run can go on."""
         self.skipped += 1
         blame = first_not_finite(self.objective, self.batches(self.step), self.step, result.scale)
-        hopeless = not math.isfinite(result.loss) and result.scale <= max(self.objective.scaler.how.floor, 1.0) \
-            if self.objective.scaler.how.dynamic else not math.isfinite(result.loss)
+        hopeless = result.at_floor and not math.isfinite(result.loss)         # no lower scale is left that could help
         if hopeless or self.in_a_row + 1 >= PATIENCE:
             self.diverged_at, self.blame = self.step + 1, blame
         return blame
