@@ -120,13 +120,21 @@ def test_a_circle_inside_a_room_would_be_found():
 
 # --- who may import what from outside
 
+OUTSIDE = {(name, target.split(".")[0]) for name, tree in SOURCES.items() for target in imported(name, tree)}
+
+
 def importers(package: str) -> set[str]:
-    return {name for name, tree in SOURCES.items() for target in imported(name, tree) if target.split(".")[0] == package}
+    return {name for name, target in OUTSIDE if target == package}
 
 
 def test_matplotlib_is_only_in_plotting_and_numba_only_in_kernels():
     assert {room(name) for name in importers("matplotlib")} == {"plotting"}
     assert {room(name) for name in importers("numba") | importers("llvmlite")} == {"kernels"}
+
+
+def test_figures_are_drawn_from_plain_records():
+    drawing = {name: targets for name, targets in edges(SOURCES).items() if room(name) == "plotting"}
+    assert {room(target) for targets in drawing.values() for target in targets} <= {"plotting", "formats", "errors"}
 
 
 def test_torch_and_the_tests_own_tools_are_not_needed():
@@ -151,10 +159,10 @@ def test_importing_minillm_loads_neither_numba_nor_matplotlib():
 
 # --- what must not stand in the source
 
-def calls_and_names(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+def names_in(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     """Every name, attribute and keyword of a module with its node."""
     for node in ast.walk(tree):
-        for field in ("id", "attr", "arg"):
+        for field in ("id", "attr", "arg", "name"):
             if isinstance(getattr(node, field, None), str):
                 yield getattr(node, field), node
 
@@ -162,7 +170,7 @@ def calls_and_names(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 def test_nothing_is_pickled():
     for package in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
         assert importers(package) == set()
-    assert not any(word in ("allow_pickle", "eval", "exec") for tree in SOURCES.values() for word, _ in calls_and_names(tree))
+    assert not any(word in ("allow_pickle", "eval", "exec") for tree in SOURCES.values() for word, _ in names_in(tree))
 
 
 def settings_of(tree: ast.Module, names: tuple[str, ...]) -> Iterator[str]:
@@ -198,9 +206,21 @@ FLOAT64 = {
 }
 
 
+DOUBLES = re.compile(r"float64|double|longdouble|complex128")
+
+
+def names_float64(tree: ast.Module) -> bool:
+    """Whether a module names it: as an attribute, a name, a text, or as Python's float where a type of arrays is meant."""
+    words = {word for word, _ in names_in(tree)} | {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    types = set(settings_of(tree, ("dtype",))) | {ast.unparse(a) for n in ast.walk(tree) if isinstance(n, ast.Call)
+                                                  and getattr(n.func, "attr", "") in ("astype", "asarray", "zeros", "ones", "full")
+                                                  for a in n.args}
+    return "float" in types or any(isinstance(word, str) and DOUBLES.fullmatch(word) for word in words)
+
+
 def test_float64_is_named_only_where_there_is_a_reason():
-    words = re.compile(r"float64|double|longdouble|complex128")
-    found = {name for name, tree in SOURCES.items()
-             if any(words.fullmatch(word) for word, _ in calls_and_names(tree))
-             or any(isinstance(n, ast.Constant) and isinstance(n.value, str) and words.fullmatch(n.value) for n in ast.walk(tree))}
-    assert found <= FLOAT64.keys()
+    assert {name for name, tree in SOURCES.items() if names_float64(tree)} <= FLOAT64.keys()
+    for line in ("np.float64(2)", "x.astype('float64')", "x.astype(float)", "np.zeros(3, dtype=float)",
+                 "from numpy import float64 as f; f(1)"):
+        assert names_float64(ast.parse(line)), line
+    assert not names_float64(ast.parse("np.zeros(3, np.float32); float(x); x.sum(dtype=x.dtype)"))
