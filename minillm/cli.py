@@ -45,6 +45,13 @@ class Parser(argparse.ArgumentParser):
         raise MiniLLMError(f"{message}; see {self.prog} --help")
 
 
+def filled(text: str) -> str:
+    """The text of an option; an empty one is most likely a shell's variable that was never set."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def options_class():
     """TrainOptions, imported only where a command needs it: it brings the whole engine."""
     from minillm.experiments.options import TrainOptions
@@ -58,7 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if f.type is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
         else:
-            parser.add_argument(name, type=f.type, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about)
+            read = filled if f.type is str else f.type
+            parser.add_argument(name, type=read, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about)
 
 
 def given_options(arguments: argparse.Namespace) -> dict:
@@ -80,6 +88,8 @@ def train(arguments) -> Answer:
     run = arguments.resume or arguments.out
     if not run:
         raise MiniLLMError("--resume needs the run to go on with: minillm train --resume RUN")
+    if arguments.force or (arguments.out or run) != run:
+        raise MiniLLMError(f"--resume {run} goes on with that run: leave --out and --force away")
     return ending(resume(run, given, arguments.quiet))
 
 
@@ -139,11 +149,11 @@ def parser_of(name: str) -> Parser:
     if name in ("train", "evaluate", "sample"):
         parser.add_argument("--threads", type=int, default=0, help="of matrix products (default: one for each core)")
     if name == "train":
-        parser.add_argument("--out", metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
+        parser.add_argument("--out", type=filled, metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
         parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
         parser.add_argument("--force", action="store_true", help="replace the run that is there")
     if name in ("demo", "compare"):
-        parser.add_argument("--out", default="figures", metavar="DIR", help="folder for figures (default figures)")
+        parser.add_argument("--out", type=filled, default="figures", metavar="DIR", help="folder for figures (default figures)")
     if name == "compare":
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
@@ -192,8 +202,14 @@ def carry_out(argv: Sequence[str]) -> int:
     elif answer.text:
         print(answer.text)
     if answer.remark:
-        print(f"minillm: {answer.remark}", file=sys.stderr)
+        report(answer.remark)
+    sys.stdout.flush()                           # here, where a reader that is gone is no error
     return answer.code
+
+
+def report(text: str) -> None:
+    """One line on standard error, whatever the text."""
+    print(f"minillm: {' '.join(text.split())}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,14 +217,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return carry_out(sys.argv[1:] if argv is None else argv)
     except MiniLLMError as error:
-        print(f"minillm: {' '.join(str(error).split())}", file=sys.stderr)
+        report(str(error))
         return 2
     except KeyboardInterrupt:
-        print("minillm: stopped", file=sys.stderr)
+        report("stopped")
         return 130
     except BrokenPipeError:                      # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:                     # what the commands do not expect: a path that is too long, a disk that is full
+        report(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the free space")
+        return 2
+    except MemoryError as error:
+        report(f"out of memory ({error}): lower --layers, --channels, --context, --batch or --accumulate")
+        return 2
 
 
 if __name__ == "__main__":

@@ -29,6 +29,15 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
     return path
 
 
+def check_folder(folder: str | os.PathLike) -> None:
+    """Make a folder and see that files can be written there, before minutes of work are spent on what will go into it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise MiniLLMError(f"cannot write into {folder}: {error.strerror}; choose a folder that can be written") from error
+
+
 def current_umask() -> int:
     """The permissions that new files do not get; mkstemp gives them to the owner alone."""
     mask = os.umask(0)

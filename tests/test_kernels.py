@@ -46,12 +46,10 @@ def bits(x):
 # bounds: (inputs in float64, static) -> exact result and the largest error, forward and backward
 
 def gelu_parts(x):
-    """The exact sigmoid of 2 z, and the relative error of the computed one and of 1 minus it."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        z = 0.7978845608028654 * (x + 0.044715 * x**3)
-        s = 1 / (1 + np.exp(-2 * z))
-        error = np.nan_to_num((1 - s) * np.expm1(2 * abs(z) * g(8)), nan=0, posinf=np.inf) + (1 - s) * EXP + g(2)
-    return s, error
+    """The exact sigmoid of 2 z, and the relative error of the computed one; beyond |z| = 350 both are 0 or 1 in float64, too."""
+    z = np.clip(0.7978845608028654 * (x + 0.044715 * x**3), -350, 350)
+    s = 1 / (1 + np.exp(-2 * z))
+    return s, (1 - s) * (np.expm1(2 * abs(z) * g(8)) + EXP) + g(2)
 
 
 def gelu_bound(x):
@@ -65,7 +63,8 @@ def gelu_vjp_bound(g_, x):
     curve = 2 * abs(x) * slope
     exact = g_ * (s + 2 * x * s * (1 - s) * slope)
     lost = s * error + g(1)                                                    # 1 - s is off by as much as s, and a rounding
-    return exact, abs(g_) * (s * (error + g(2)) + curve * (s * (1 - s) * (error + g(9)) + (s + TINY) * lost)) + SUBNORMAL
+    relative = s * (error + g(2)) + curve * s * ((1 - s) * (error + g(9)) + lost)
+    return exact, abs(g_) * (relative + (1 + curve) * TINY) + SUBNORMAL        # e^-2z beyond 2^128 makes it 0
 
 
 def layer_norm_bound(x, gain, shift=None, eps=1e-5):
@@ -143,12 +142,12 @@ def halves(data, *shape, size=8.0, seed=0):
     """Values on the grid of float16, some of them 0, drawn once per example."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     x = rng.standard_normal(shape) * size * rng.choice([0.0, 2.0**-10, 0.3, 1.0], shape, p=[0.05, 0.05, 0.4, 0.5])
-    return x.astype(np.float16)
+    return np.asarray(x, np.float16)
 
 
 def laid_out(data, x):
     """The same values in another layout: contiguous, every other of a larger array, turned, or backwards."""
-    how = data.draw(st.sampled_from(["plain", "strided", "fortran", "backwards"]))
+    how = data.draw(st.sampled_from(["plain", "strided", "fortran", "backwards"] if x.ndim else ["plain"]))
     if how == "strided":
         return np.repeat(x, 2, -1)[..., ::2]
     if how == "fortran":
@@ -286,7 +285,8 @@ def test_exp_keeps_its_promise():
     def each(x, y):
         for i in range(x.size):
             y[i] = exp(x[i])
-    x = np.concatenate([np.linspace(-87.33, 88.72, 400_001), np.linspace(-1e-3, 1e-3, 10_001), np.geomspace(1e-40, 1, 1000)]).astype(np.float32)
+    x = np.concatenate([np.linspace(-87.33, 88.72, 400_001), np.linspace(-1e-3, 1e-3, 10_001), np.geomspace(1e-40, 1, 1000)])
+    x = x.astype(np.float32)
     y = np.empty_like(x)
     each(x, y)
     exact = np.exp(x.astype(np.float64))
@@ -396,10 +396,11 @@ def compiled():
     for name in KERNELS:
         arrays = {"gelu": [(2, 8)], "layer_norm": [(2, 8), (8,), (8,)], "attention": [(1, 4, 8)] * 3}[name]
         for dtype in (np.float16, np.float32):
-            inputs = [Tensor(np.ones(s, dtype), FLOAT16 if dtype is np.float16 else FLOAT32, name=str(i)) for i, s in enumerate(arrays)]
+            format = FLOAT16 if dtype is np.float16 else FLOAT32
+            inputs = [Tensor(np.ones(s, dtype), format, name=str(i)) for i, s in enumerate(arrays)]
             backward(apply(RULES[name], *inputs, context=Context(), **STATIC[name]).sum())
-            w = Tensor(np.ones(3, dtype), inputs[0].format, name="w")
-            AdamW([w], state_format=w.format).step({"w": w.data}, 1e-3, global_norm([w.data]))
+            w = Tensor(np.ones(3, dtype), format, name="w")
+            AdamW([w], state_format=format).step({"w": w.data}, 1e-3, global_norm([w.data]))
     round_to(np.ones(3, np.float32), BFLOAT16)
     for name in ROOMS:
         for each in vars(room.load(name)).values():
@@ -418,8 +419,7 @@ def test_no_kernel_computes_in_double():
     assert {"elementwise._gelu", "rowwise._layer_norm_vjp", "optimizers._adamw", "rounding._copy"} <= seen
 
 
-@pytest.mark.parametrize("double", [lambda x: x * 0.1, lambda x: np.sqrt(np.float64(x)), lambda x: np.exp(x + 0.5),
-                                    lambda x: x if np.float64(x) > 0.5 else -x])
+@pytest.mark.parametrize("double", [lambda x: x * 0.1, lambda x: np.exp(x + 0.5), lambda x: np.float64(x) * x + x])
 def test_double_would_be_seen(double):
     inner = njit(double)
 
@@ -431,20 +431,28 @@ def test_double_would_be_seen(double):
     assert DOUBLE.search(intermediate_code(kernel, kernel.signatures[0]))
 
 
+def fastmath_of(node) -> list[str]:
+    """What stands for fastmath in a call or a dictionary."""
+    found = [node.value] if isinstance(node, ast.keyword) and node.arg == "fastmath" else []
+    if isinstance(node, ast.Dict):
+        found += [value for key, value in zip(node.keys, node.values, strict=True) if getattr(key, "value", "") == "fastmath"]
+    return [ast.unparse(value) for value in found]
+
+
 def test_fastmath_is_nowhere():
     """It deletes checks for NaN and breaks compensated sums; only fused multiply-adds may be allowed, by {"contract"}."""
-    allowed = {"{'contract'}"}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            values = [node.value] if isinstance(node, ast.keyword) and node.arg == "fastmath" else []
-            if isinstance(node, ast.Dict):
-                values += [v for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant) and k.value == "fastmath"]
-            assert {ast.unparse(v) for v in values} <= allowed, path.name
+            assert set(fastmath_of(node)) <= {"{'contract'}"}, path.name
     for name in ROOMS:
         for each in vars(room.load(name)).values():
             if isinstance(each, Dispatcher):
                 assert each.targetoptions.get("fastmath", False) in (False, {"contract"})
-                assert each.targetoptions.get("error_model", "numpy") == "numpy"
+
+
+@pytest.mark.parametrize("code", ["njit(fastmath=True)", "JIT = {'fastmath': True}", "f(fastmath={'nnan'})", "f(fastmath=on)"])
+def test_fastmath_would_be_found(code):
+    assert any(set(fastmath_of(node)) - {"{'contract'}"} for node in ast.walk(ast.parse(code)))
 
 
 def test_machine_code_lies_outside_the_checkout():

@@ -1,6 +1,7 @@
 """Figures: they are made, they can be read, and they say what the records say."""
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def test_text_is_wrapped_and_shortened_and_dollars_stay_dollars():
 
 def test_a_file_stands_where_the_folder_should_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MiniLLMError, match=r"^cannot write the figure .*; choose another folder$"):
+    with pytest.raises(MiniLLMError, match=r"^cannot write .*a\.png: .*; choose a folder that can be written$"):
         draw("loss, nothing", tmp_path / "file" / "a.png")
 
 
@@ -237,7 +238,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     (tmp_path / "a.png").write_text("old")
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(MiniLLMError, match="No space left on device"):
         draw("loss, nothing", tmp_path / "a.png")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.png", "old")]

@@ -414,6 +414,19 @@ def test_a_cached_query_stands_at_the_right():
         assert part.shape == whole[:, -last:].shape
 
 
+def test_heads_must_divide_the_channels(kernels):
+    q = leaf(normal(1, 4, 6))
+    with pytest.raises(MiniLLMError, match="4 heads do not divide 6 channels"):
+        OPS.attention(q, q, q, heads=4)
+
+
+def test_values_may_have_other_channels_than_keys(kernels):
+    q, v = leaf(normal(1, 4, 6)), leaf(normal(1, 4, 2), name="v")
+    y = OPS.attention(q, q, v, heads=2)
+    assert y.shape == (1, 4, 2)
+    assert backward(y.sum())["v"].shape == (1, 4, 2)
+
+
 def test_a_later_key_changes_no_earlier_result():
     q, k, v = (leaf(normal(1, 4, 4), name=name) for name in "qkv")
     before = OPS.attention(q, k, v, heads=2).data

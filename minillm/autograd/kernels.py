@@ -18,9 +18,9 @@ def always(static, arrays) -> bool:
 
 
 def plain_causal(static, arrays) -> bool:
-    """Attention as a GPT is trained with it: causal, no mask, as many keys as queries, float32 products."""
-    q, k = arrays["q"], arrays["k"]
-    return static["causal"] and arrays.get("mask") is None and q.shape == k.shape and static["products"] is FLOAT32_PRODUCTS
+    """Attention as a GPT is trained with it: causal, no mask, queries, keys and values of one shape, float32 products."""
+    one_shape = arrays["q"].shape == arrays["k"].shape == arrays["v"].shape and arrays["q"].shape[-1] % static["heads"] == 0
+    return one_shape and static["causal"] and arrays.get("mask") is None and static["products"] is FLOAT32_PRODUCTS
 
 
 @dataclass(frozen=True)

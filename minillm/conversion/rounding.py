@@ -3,6 +3,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minillm.errors import MiniLLMError
+from minillm.formats import FLOAT32
 from minillm.nn.module import Module
 from minillm.rounding import round_to, widen
 
@@ -24,10 +26,16 @@ class Int8Rows:
 
 
 def int8_rows(weight: np.ndarray) -> Int8Rows:
-    """Symmetric int8 by row, half to even: scale = max|row| / 127; a row of zeros has scale 1."""
-    top = np.abs(weight).max(-1, keepdims=True)                                           # (N,1) f32
-    scale = np.where(top > 0, top / np.float32(127), np.float32(1)).astype(np.float32)
-    return Int8Rows(np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale)   # saturates, never wraps
+    """Symmetric int8 by row, half to even: scale = max|row| / 127, at least the smallest normal number; a row of zeros has scale 1.
+
+    MiniLLMError for weights that are not finite: they have no scale.
+    """
+    top = np.abs(weight).max(-1, keepdims=True, initial=0)                                # (N,1) f32
+    if not np.isfinite(top).all():
+        raise MiniLLMError(f"a weight is {top[~np.isfinite(top)][0]}, which int8 cannot hold: this model has diverged")
+    scale = np.where(top > 0, np.maximum(top / np.float32(127), np.float32(FLOAT32.tiny)), np.float32(1))
+    exact = np.divide(weight, scale, dtype=np.float64)     # in float32, what lies just beside a half would be rounded onto it first
+    return Int8Rows(np.clip(np.rint(exact), -127, 127).astype(np.int8), scale)            # saturates, never wraps
 
 
 def round_to_int8(model: Module) -> tuple[int, int]:

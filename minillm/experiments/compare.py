@@ -8,17 +8,21 @@ from minillm.experiments.demo import ROLES
 from minillm.experiments.options import TrainOptions
 from minillm.experiments.tables import table
 from minillm.experiments.workers import experiments
+from minillm.files import check_folder
 from minillm.plotting.recipes import recipe_comparison
 from minillm.plotting.training import loss_curves
 from minillm.training.metrics import curves
 
+MOST_SEEDS = 1000          # each is a whole training run under every recipe
+
 
 def compare(recipes: list[str], options: TrainOptions, seeds: int = 1, out: str | Path = "figures", quiet: bool = False) -> dict:
     """{"rows": [...], "figures": [...]}: for each recipe the mean over `seed`, `seed` + 1, ... of the runs that stayed finite."""
-    if seeds < 1:
-        raise MiniLLMError(f"--seeds is {seeds}: it must be at least 1")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise MiniLLMError(f"--seeds is {seeds}: it must lie in 1 ... {MOST_SEEDS}")
     if len(set(recipes)) < len(recipes) or not recipes:
-        raise MiniLLMError(f"--recipes {','.join(recipes)}: name each recipe once")
+        raise MiniLLMError(f"--recipes is {','.join(recipes)!r}: name one recipe or more, each once")
+    check_folder(out)
     jobs = [dataclasses.replace(options, recipe=name, seed=options.seed + i) for name in recipes for i in range(seeds)]
     results = experiments([(job, False) for job in jobs], quiet, "compare")
     groups = {name: [r for r in results if r["recipe"] == name] for name in recipes}

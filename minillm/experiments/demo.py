@@ -3,9 +3,11 @@ import dataclasses
 import math
 from pathlib import Path
 
+from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions
 from minillm.experiments.tables import loss_text, table
 from minillm.experiments.workers import experiments
+from minillm.files import check_folder
 from minillm.plotting.gradients import gradient_exponents
 from minillm.plotting.recipes import static_scale
 from minillm.plotting.training import loss_curves, loss_scale_history
@@ -21,11 +23,15 @@ ROLES = ("weights", "gradients", "optimizer", "activations")
 
 def demo(out: str | Path = "figures", options: TrainOptions = SMALL, quiet: bool = False) -> dict:
     """Train, measure, draw into `out`; returns what `minillm demo --json` prints."""
+    check_folder(out)
     short = dataclasses.replace(options, eval_every=0, steps=min(SWEEP_STEPS, options.steps))
     swept = [dataclasses.replace(short, recipe="float16-mixed", loss_scale=f"2^{power}") for power in LOG2_SCALES]
     jobs = [(for_recipe(options, name), name == "float32") for name in RECIPES]
     results = experiments([*jobs, (short, False), *((o, False) for o in swept)], quiet, "demo")
     runs, reference, sweep = dict(zip(RECIPES, results, strict=False)), results[len(RECIPES)], results[len(RECIPES) + 1:]
+    if runs["float32"]["val_loss"] is None:
+        raise MiniLLMError(f"float32 was not finite at step {runs['float32']['diverged_at']}, so there is nothing to compare with: "
+                           f"lower lr, which is {options.lr}")
     points = [{"log2_scale": power, **{key: r[key] for key in ("val_loss", "diverged_at", "zero_gradient_share")}}
               for power, r in zip(LOG2_SCALES, sweep, strict=True)]
     return {"recipes": {name: row(r) for name, r in runs.items()}, "static_scale": points, "int8": runs["float32"]["int8"],

@@ -2,16 +2,15 @@
 import math
 from pathlib import Path
 
-from minillm.experiments.options import load_data
-from minillm.experiments.run_folder import load_run
+from minillm.experiments.run_folder import RunFolder, load_run
 from minillm.training.evaluation import validation_loss
 from minillm.training.trainer import finite_or_none
 
 
 def evaluate(path: str | Path) -> dict:
     """{"metrics": {"language_model": {"val_loss" (nats a token), "perplexity", "bits_per_character", "tokens"}}}."""
-    model, tokenizer, options = load_run(path)
-    data = load_data(options, tokenizer)
+    model, _, options = load_run(path)
+    data = RunFolder(Path(path)).read_data(options)
     loss, tokens = validation_loss(model, data.validation)
     bits = loss / data.characters_per_token / math.log(2)
     perplexity = math.exp(loss) if loss < 700 else math.inf

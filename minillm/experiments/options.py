@@ -1,14 +1,17 @@
 """The options of a training run, with the published small configuration as defaults, and the run that they describe."""
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minillm.data.batches import check_batch, check_long_enough, random_batch
-from minillm.data.corpora import load_corpus, load_text
+from minillm.backend import memory_bytes
+from minillm.data.batches import check_long_enough, random_batch
+from minillm.data.corpora import CORPORA, Corpus, load_corpus, load_text
 from minillm.data.tokenizers import TOKENIZERS, BytePairTokenizer, CharTokenizer, Tokenizer
 from minillm.errors import MiniLLMError, unknown
+from minillm.formats import FLOAT32
 from minillm.models.gpt import GPT, GPTShape
 from minillm.optim import SGD, AdamW
 from minillm.precision.loss_scaling import LossScaler
@@ -17,6 +20,8 @@ from minillm.recipes import recipe_named
 from minillm.training.trainer import Objective, Schedule, Trainer
 
 OPTIMIZERS = ("adamw", "sgd")
+LARGEST = 2**32 - 1        # of whole numbers, where the seeds of most programs end; a number beyond it is a slip of the hand
+LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "steps": 1, "accumulate": 1, "vocab": 256}   # others: 0
 
 
 @dataclass(frozen=True)
@@ -57,24 +62,21 @@ class TrainOptions:
     text: str = ""
 
     def __post_init__(self):
-        least = {"batch": 1, "steps": 1, "warmup": 0, "clip": 0, "accumulate": 1, "seed": 0, "eval_every": 0, "watch_every": 0,
-                 "growth_interval": 0, "scale_floor": 0, "eps": 0, "weight_decay": 0, "min_lr": 0}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise MiniLLMError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {low}")
-        if not 0 < self.lr < float("inf"):
-            raise MiniLLMError(f"--lr is {self.lr}: it must be positive")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
+        for f in dataclasses.fields(self):
+            check_type(f.name, getattr(self, f.name), f.type)
+            if f.type in (int, float):
+                check_range(f.name, getattr(self, f.name), LEAST.get(f.name, 0))
+        for name in ("beta1", "beta2", "dropout"):
+            if not getattr(self, name) < 1:
                 raise MiniLLMError(f"--{name} is {getattr(self, name)}: it must lie in 0 ... 1, 1 excluded")
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        if self.tokenizer not in TOKENIZERS:
-            raise unknown("tokenizer", self.tokenizer, TOKENIZERS)
-        self.make_recipe()
-        self.shape(1)
+        for name, known in (("optimizer", OPTIMIZERS), ("tokenizer", TOKENIZERS), ("corpus", CORPORA)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        if not 0 < self.lr >= self.min_lr:
+            raise MiniLLMError(f"--lr is {self.lr}: it must be positive, and at least --min-lr ({self.min_lr}): lower that too")
         if self.channels % self.heads:
             raise MiniLLMError(f"--heads {self.heads} does not divide --channels {self.channels}: choose heads that do")
+        self.make_recipe()
 
     def make_recipe(self) -> Recipe:
         """The preset, with the loss scaling and eps that were asked for."""
@@ -97,23 +99,37 @@ class TrainOptions:
         return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every)
 
 
+def check_type(name: str, value, type_: type) -> None:
+    """Options also come from Python and from config.json."""
+    if isinstance(value, bool) is not (type_ is bool) or not isinstance(value, (int, float) if type_ is float else type_):
+        raise MiniLLMError(f"--{name.replace('_', '-')} is {value!r}: it must be of type {type_.__name__}")
+
+
+def check_range(name: str, value: float, low: float) -> None:
+    """Neither too small, nor NaN, nor beyond what float32 or anybody's patience can hold."""
+    high = LARGEST if isinstance(value, int) else FLOAT32.max
+    if not low <= value <= high:
+        limit = f"at most {high:.6g}" if value > high else f"at least {low}"
+        raise MiniLLMError(f"--{name.replace('_', '-')} is {value}: it must be {limit}")
+
+
 def number(text: str) -> float:
     """A loss scale as a number; powers of two may be written 2^-6."""
     try:
-        base, power, exponent = text.partition("^")
-        return float(base) ** int(exponent) if power else float(base)
+        return 2.0 ** int(text[2:]) if text.startswith("2^") else float(text)
     except (ValueError, OverflowError) as error:
         raise MiniLLMError(f"--loss-scale {text!r}: give recipe, dynamic, or a number such as 1024 or 2^-6") from error
 
 
 @dataclass(frozen=True)
 class Data:
-    """Token ids of both parts, (n,) int32, the tokenizer that made them, and how many characters validation has a token."""
+    """Token ids of both parts, (n,) int32, the tokenizer that made them, how many characters validation has a token, and a hash."""
 
     tokenizer: Tokenizer
     train: np.ndarray
     validation: np.ndarray
     characters_per_token: float
+    digest: str
 
 
 def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data:
@@ -123,10 +139,15 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data
         tokenizer = CharTokenizer.train(corpus.train + corpus.validation) if options.tokenizer == "char" \
             else BytePairTokenizer.train(corpus.train, options.vocab)
     train, validation = tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
-    check_batch(options.batch)
     check_long_enough(train, options.context, "training")
     check_long_enough(validation, options.context, "validation")
-    return Data(tokenizer, train, validation, len(corpus.validation) / len(validation))
+    return Data(tokenizer, train, validation, len(corpus.validation) / len(validation), digest(corpus))
+
+
+def digest(corpus: Corpus) -> str:
+    """A hash of both parts, by which a run knows its text again."""
+    both = f"{corpus.train}\0{corpus.validation}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(both, digest_size=8).hexdigest()
 
 
 def make_optimizer(options: TrainOptions, recipe: Recipe, parameters: list):
@@ -150,8 +171,21 @@ def make_trainer(options: TrainOptions, data: Data, model: GPT) -> Trainer:
     return Trainer(Objective(model.loss, model.ops, optimizer, LossScaler(recipe.loss_scaling)), batch, options.schedule())
 
 
-def make_model(options: TrainOptions, data: Data) -> GPT:
-    return GPT(options.shape(data.tokenizer.vocabulary), options.make_recipe(), options.seed)
+def make_model(options: TrainOptions, vocabulary: int, recipe: Recipe) -> GPT:
+    """A model that has not been trained."""
+    check_memory(options, vocabulary)
+    return GPT(options.shape(vocabulary), recipe, options.seed)
+
+
+def check_memory(options: TrainOptions, vocabulary: int) -> None:
+    """Refuse what no recipe could hold: in float16, 4 values a parameter, 16 a token and channel in each layer; and the ids."""
+    C, tokens = options.channels, options.batch * options.context
+    parameters = (vocabulary + options.context + 12 * options.layers * C) * C
+    need = 8 * parameters + 2 * tokens * (16 * options.layers * C + vocabulary) + 8 * tokens * options.accumulate
+    if need > memory_bytes():
+        raise MiniLLMError(f"{parameters:,} parameters and {tokens * options.accumulate:,} tokens a step need at least "
+                           f"{need / 1e9:,.0f} GB, this machine has {memory_bytes() / 1e9:,.0f}: lower --layers, --channels, "
+                           "--batch or --accumulate")
 
 
 def default_out(options: TrainOptions) -> Path:

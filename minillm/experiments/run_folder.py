@@ -7,8 +7,8 @@ from pathlib import Path
 from minillm._version import __version__
 from minillm.data.tokenizers import Tokenizer, tokenizer_from_json
 from minillm.errors import MiniLLMError
-from minillm.experiments.options import TrainOptions
-from minillm.files import write_whole
+from minillm.experiments.options import Data, TrainOptions, load_data, make_model
+from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
 from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
@@ -43,16 +43,29 @@ class RunFolder:
     def loss_figure(self) -> Path:
         return self.path / "loss.png"
 
-    def begin(self, options: TrainOptions, recipe: Recipe, tokenizer: Tokenizer, force: bool) -> None:
-        """Make the folder for a new run. One that holds anything is refused, or with `force` rid of a run's files, no others."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not self.path.is_dir() or not force:
-                raise MiniLLMError(f"{self.path} exists: choose another --out, go on with it by --resume, or replace it by --force")
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
-        write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options),
+    def check_free(self, force: bool) -> None:
+        """A folder that holds anything is refused; with `force`, only where files that are not of a run would be replaced."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.path.is_dir():
+            raise MiniLLMError(f"{self.path} is a file: choose another --out")
+        if not force:
+            raise MiniLLMError(f"{self.path} exists: choose another --out, go on with it by --resume, or replace it by --force")
+        found = [name for name in FILES if (self.path / name).exists()]
+        if found and not (self.metrics.exists() or self.state.exists()):
+            raise MiniLLMError(f"{self.path} is not a run, but holds a {found[0]}, which would be lost: choose another --out")
+
+    def begin(self, options: TrainOptions, recipe: Recipe, data: Data) -> None:
+        """Make the folder for a new run, in place of the run that is there; other files in it stay."""
+        check_folder(self.path)
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        self.write_config(options, recipe, data)
+        write_whole(self.tokenizer, json.dumps(data.tokenizer.to_json()))
+
+    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data) -> None:
+        write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options), "text": data.digest,
                                              "recipe": to_json(recipe)}, indent=1))
-        write_whole(self.tokenizer, json.dumps(tokenizer.to_json()))
 
     def read_json(self, path: Path):
         """The content of one JSON file of the run."""
@@ -70,8 +83,16 @@ class RunFolder:
         config = self.read_json(self.config)
         try:
             return TrainOptions(**config["options"]), from_json(config["recipe"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise MiniLLMError(f"{self.config} is damaged or of another version ({error}): restore it or train again") from error
+
+    def read_data(self, options: TrainOptions) -> Data:
+        """The text that the run was trained on: a loss on another says nothing, and a resumed run would not be the same."""
+        data = load_data(options, self.read_tokenizer())
+        if self.read_json(self.config).get("text") != data.digest:
+            name = options.text or f"{options.corpus} of this Python"
+            raise MiniLLMError(f"{name} is not the text that {self.path} was trained on: restore it, or train a new run")
+        return data
 
     def read_tokenizer(self) -> Tokenizer:
         return tokenizer_from_json(self.read_json(self.tokenizer))
@@ -83,6 +104,6 @@ def load_run(path: str | Path) -> tuple[GPT, Tokenizer, TrainOptions]:
     options, recipe = folder.read_config()
     tokenizer = folder.read_tokenizer()
     arrays, facts = read_state(folder.state)
-    model = GPT(options.shape(tokenizer.vocabulary), recipe, options.seed)
+    model = make_model(options, tokenizer.vocabulary, recipe)
     load_model(folder.state, model, arrays, facts)
     return model, tokenizer, options

@@ -32,7 +32,7 @@ class Run:
 
 def new_run(options: TrainOptions, data: Data) -> Run:
     """A run that has not made a step."""
-    model = make_model(options, data)
+    model = make_model(options, data.tokenizer.vocabulary, options.make_recipe())
     return Run(options, data, model, make_trainer(options, data, model))
 
 
@@ -55,10 +55,14 @@ def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict],
             run.seconds, run.made = run.seconds + time.perf_counter() - began, run.made + 1
             note(record)
             show(bar, record, shown, run)
-            if stopped() or due(run):
-                validate(run, note, save, measured=not stopped())
+            if due(run):
+                validate(run, note)
+            if save and (due(run) or stopped()) and run.trainer.diverged_at is None:
+                save()
             if stopped():
                 break
+    if run.val_loss is None and due(run):                    # a finished run whose metrics were lost
+        validate(run, note)
 
 
 def due(run: Run) -> bool:
@@ -67,16 +71,13 @@ def due(run: Run) -> bool:
     return run.trainer.diverged_at is None and (step == run.options.steps or (every > 0 and step % every == 0))
 
 
-def validate(run: Run, note, save, measured: bool) -> None:
-    """Note the validation loss and save; an interrupted run is saved without one, a diverged one not at all."""
-    if measured:
-        loss, _ = validation_loss(run.model, run.data.validation)
-        run.val_loss = finite_or_none(loss)
-        note({"step": run.trainer.step, "val_loss": run.val_loss})
-        if run.val_loss is None:
-            run.trainer.diverged_at, run.trainer.blame = run.trainer.step, "the logits in validation"
-    if save and run.trainer.diverged_at is None:
-        save()
+def validate(run: Run, note: Callable[[dict], None]) -> None:
+    """Note the validation loss; one that is not finite is a divergence."""
+    loss, _ = validation_loss(run.model, run.data.validation)
+    run.val_loss = finite_or_none(loss)
+    note({"step": run.trainer.step, "val_loss": run.val_loss})
+    if run.val_loss is None:
+        run.trainer.diverged_at, run.trainer.blame = run.trainer.step, "the logits in validation"
 
 
 def show(bar, record: dict, shown: dict, run: Run) -> None:
@@ -112,7 +113,7 @@ def experiment(options: TrainOptions, int8: bool = False, advanced: Callable[[in
               "diverged_at": diverged, "first_not_finite": run.trainer.blame, "skipped_steps": run.trainer.skipped,
               "zero_gradient_share": mean_zero_share(run.records), **sizes, "seconds": round(run.seconds, 2),
               "exponents": {str(e): n for e, n in histogram.counts.items()}, "records": run.records}
-    if int8:
+    if int8 and diverged is None:
         after, before = round_to_int8(run.model)
         loss, _ = validation_loss(run.model, run.data.validation)
         result["int8"] = {"val_loss": finite_or_none(loss), "bytes": after, "bytes_float32": before}

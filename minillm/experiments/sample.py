@@ -2,14 +2,14 @@
 from pathlib import Path
 
 from minillm.errors import MiniLLMError
+from minillm.experiments.options import check_range
 from minillm.experiments.run_folder import load_run
 
 
 def sample(path: str | Path, prompt: str, tokens: int = 200, temperature: float = 0.8, top_k: int = 0, seed: int = 0) -> dict:
     """{"prompt", "text"}: the prompt continued by `tokens` tokens; the text holds the prompt too."""
     for name, value in (("tokens", tokens), ("top-k", top_k), ("seed", seed), ("temperature", temperature)):
-        if not 0 <= value < float("inf"):
-            raise MiniLLMError(f"--{name} is {value}: it must be at least 0 and finite")
+        check_range(name, value, 0)
     model, tokenizer, _ = load_run(path)
     ids = tokenizer.encode(prompt)
     if not len(ids):

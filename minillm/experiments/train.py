@@ -25,9 +25,10 @@ def train(options: TrainOptions, out: str | Path | None = None, force: bool = Fa
     Everything that can be wrong with the input is found before the folder is touched.
     """
     folder = RunFolder(Path(out) if out else default_out(options))
+    folder.check_free(force)
     data = load_data(options)
     run = new_run(options, data)
-    folder.begin(options, run.model.ops.recipe, data.tokenizer, force)
+    folder.begin(options, run.model.ops.recipe, data)
     return carry_out(run, folder, quiet)
 
 
@@ -45,13 +46,14 @@ def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:
     options = dataclasses.replace(options, **{name: value for name, value in given.items() if name in GROWS})
     if options.make_recipe() != recipe:
         raise MiniLLMError(f"the recipe in {folder.config} is not the preset {options.recipe} of this version: start a new run")
-    data = load_data(options, folder.read_tokenizer())
+    data = folder.read_data(options)
     arrays, facts = read_state(folder.state)
     run = new_run(options, data)
     load_model(folder.state, run.model, arrays, facts)
     load_trainer(run.trainer, arrays, facts)
     if options.steps < run.trainer.step:
         raise MiniLLMError(f"{path} has made {run.trainer.step} steps already: give --steps more than that")
+    folder.write_config(options, recipe, data)
     run.records = [r for r in read_metrics(folder.metrics) if r["step"] <= run.trainer.step]
     write_whole(folder.metrics, "".join(json.dumps(r) + "\n" for r in run.records))
     return carry_out(run, folder, quiet)

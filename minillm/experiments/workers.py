@@ -3,6 +3,7 @@
 On two cores that is twice as fast as two BLAS threads on one small model, whose products are too small to share. Jobs and results
 travel as JSON lines through pipes.
 """
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
 
@@ -27,16 +28,17 @@ def experiments(jobs: list[tuple[TrainOptions, bool]], quiet: bool = False, titl
     waiting, results = queue.SimpleQueue(), [None] * len(jobs)
     for number, job in enumerate(jobs):
         waiting.put((number, job))
-    with tqdm(total=sum(o.steps for o, _ in jobs), desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5) as bar:
-        crew = [Worker(waiting, results, bar) for _ in range(max(1, min(usable_cores(), len(jobs))))]
-        try:
-            with ThreadPoolExecutor(len(crew)) as pool:
-                for done in [pool.submit(worker.work) for worker in crew]:
-                    done.result()
-        finally:
-            for worker in crew:
-                worker.process.kill()
-                worker.process.wait()
+    steps = sum(options.steps for options, _ in jobs)
+    with contextlib.ExitStack() as last:
+        bar = last.enter_context(tqdm(total=steps, desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5))
+        crew = [Worker(waiting, results, bar) for _ in range(min(usable_cores(), len(jobs)))]
+        for worker in crew:
+            last.callback(worker.process.communicate)        # in the end, pipes are closed,
+        pool = last.enter_context(ThreadPoolExecutor(len(crew)))     # before that, threads are waited for,
+        for worker in crew:
+            last.callback(worker.process.kill)               # and at first the processes go that they wait for
+        for done in as_completed([pool.submit(worker.work) for worker in crew]):
+            done.result()
     return results
 
 
@@ -48,7 +50,8 @@ class Worker:
     def __init__(self, waiting, results, bar):
         self.waiting, self.results, self.bar = waiting, results, bar
         self.process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=os.environ | dict.fromkeys(THREADS, "1"))
+                                        env=os.environ | dict.fromkeys(THREADS, "1"),
+                                        start_new_session=True)          # Ctrl-C is for the parent, which ends its workers
 
     def work(self) -> None:
         while True:
@@ -60,8 +63,9 @@ class Worker:
 
     def ask(self, job: dict, steps: int) -> dict:
         """Hand over one job; progress moves the bar, and what a diverged run leaves out is made up at its end."""
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(OSError):           # a process that is gone says so below
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
         moved = 0
         for line in self.process.stdout:
             answer = json.loads(line)
@@ -90,12 +94,9 @@ def serve() -> None:
         try:
             say({"result": experiment(TrainOptions(**job["options"]), job["int8"],
                                       lambda step: say({"step": step}) if step % 10 == 0 else None)})
-        except MiniLLMError as error:
+        except (MiniLLMError, MemoryError) as error:
             say({"error": str(error)})
 
 
 if __name__ == "__main__":
-    try:
-        serve()
-    except KeyboardInterrupt:                                # the parent process says what there is to say
-        sys.exit(130)
+    serve()

@@ -50,9 +50,9 @@ def _adamw(w, g, m, v, out, factor, c1, c2, unbias1, unbias2, eps, lr, decay):
 
 def adamw(w, g, m, v, *constants: np.float32) -> np.ndarray:
     """New weights, as a new array; the moments are updated in place. All arrays of one shape, float32 or float16."""
-    out, flat_m, flat_v = np.empty(w.shape, w.dtype), m.reshape(-1), v.reshape(-1)
+    out, flat_m, flat_v = np.empty(w.shape, w.dtype), m.ravel(), v.ravel()
     _adamw(*(bits(a.reshape(-1)) for a in (w, g, flat_m, flat_v, out)), *constants)
     for moments, flat in ((m, flat_m), (v, flat_v)):
-        if not moments.flags.c_contiguous:       # then reshape has made a copy, and the update is in that
+        if not moments.flags.c_contiguous:       # then ravel has made a copy, and the update is in that
             moments[...] = flat.reshape(moments.shape)
     return out

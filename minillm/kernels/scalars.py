@@ -126,7 +126,11 @@ def exp(x):
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    """A float16 array as the uint16 array that numba can take, a float32 array as it is; MiniLLMError for any other."""
+    """A float16 array as the uint16 array that numba can take, a float32 array as it is; MiniLLMError for any other.
+
+    One that does not lie in one piece is copied: for another layout numba would compile each kernel again, for seconds.
+    """
+    array = np.ascontiguousarray(array)
     if array.dtype == np.float16:
         return array.view(np.uint16)
     if array.dtype != np.float32:                # numba would compile a loop that computes in double

@@ -98,7 +98,9 @@ def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Ge
         raise MiniLLMError(f"the largest logit is {logits.max()}, so nothing can be sampled: this model has diverged")
     if top_k:
         logits = np.where(logits < np.sort(logits)[-min(top_k, len(logits))], np.float32(-np.inf), logits)
-    if temperature == 0:
+    if np.float32(temperature) == 0:
         return int(logits.argmax())
     noise = -np.log(-np.log(rng.random(len(logits), np.float32) * np.float32(1 - 2e-7) + np.float32(1e-7)))
-    return int((logits / np.float32(temperature) + noise).argmax())
+    logits = logits - logits.max()                       # so that a low temperature takes all but the largest to -inf
+    with np.errstate(over="ignore"):
+        return int((logits / np.float32(temperature) + noise).argmax())

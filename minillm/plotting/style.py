@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import MiniLLMError
+from minillm.files import write_whole
 
 WIDTH = 7.0  # inches: the width of a page
 HEIGHT = 4.0
@@ -185,22 +186,4 @@ def save(figure: Any, path: str | os.PathLike[str]) -> Path:
     picture = io.BytesIO()
     with applied():
         figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})  # else: matplotlib's version
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, picture.getvalue())
-    except OSError as error:
-        reason = error.strerror or error
-        raise MiniLLMError(f"cannot write the figure {path}: {reason}; choose another folder") from error
-    return path
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return write_whole(path, picture.getvalue())

@@ -48,7 +48,7 @@ def save_state(path: Path, model: GPT, trainer: Trainer) -> None:
 def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """(arrays, facts) of a state file; MiniLLMError where it is missing, truncated, foreign or tampered with."""
     if not path.is_file():
-        raise MiniLLMError(f"there is no checkpoint {path}: train a run first, e.g. minillm train --out {path.parent}")
+        raise MiniLLMError(f"there is no checkpoint {path}: the run ended before its first, train it anew with --force")
     try:
         with safe_open(path, "np") as file:
             facts = json.loads((file.metadata() or {})["minillm"])

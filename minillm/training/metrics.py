@@ -24,13 +24,16 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All records of a file, none if there is no file; a last line cut short by a crash is left out."""
+    """All records of a file, none if there is no file; from a line that is no record, such as one cut short by a crash, none."""
     records = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:                       # neither JSON nor UTF-8
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
     return records
 
 

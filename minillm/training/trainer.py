@@ -159,13 +159,14 @@ def first_not_finite(objective: Objective, batches: list, step: int, scale: floa
     for name, p in objective.optimizer.parameters.items():
         if not np.isfinite(p.data).all():
             return f"the weights {name} (set by an earlier update)"
+    total = {}
     with watch(first := FirstNotFinite()):
         for micro, batch in enumerate(batches):
             objective.ops.context.begin(step, micro)
             found = backward(objective.loss(*batch) * (scale / len(batches)))
             if first.phase:
                 return str(first)
-            accumulate({}, found, objective.optimizer.parameters, objective.ops.recipe.gradients)
+            accumulate(total, found, objective.optimizer.parameters, objective.ops.recipe.gradients)
     return str(first) if first.phase else "the sum of squared gradients"
 
 

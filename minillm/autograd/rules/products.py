@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from minillm.autograd.rule import rule
 from minillm.autograd.rules.elementwise import unbroadcast
+from minillm.errors import MiniLLMError
 
 
 def dot(xp, a, b, key):
@@ -67,6 +68,8 @@ def _(xp, g, x, weight, bias_shape, *, products, key):
 
 
 def heads_of(x, heads):            # (B,T,C) -> (B,H,T,D)
+    if x.shape[-1] % heads:
+        raise MiniLLMError(f"attention: {heads} heads do not divide {x.shape[-1]} channels")
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
