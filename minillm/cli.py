@@ -158,7 +158,7 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
     if name == "sample":
-        parser.add_argument("--prompt", default="\n", metavar="TEXT", help="text to continue (default a line's end)")
+        parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default a line's end)")
         for option, kind, default, about in (
                 ("tokens", int, 200, "how many"), ("temperature", float, 0.8, "0: the most likely token"),
                 ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):

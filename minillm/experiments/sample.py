@@ -1,18 +1,34 @@
 """Text from a run."""
 from pathlib import Path
 
+from minillm.data.tokenizers import Tokenizer
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import check_range
 from minillm.experiments.run_folder import load_run
 
 
-def sample(path: str | Path, prompt: str, tokens: int = 200, temperature: float = 0.8, top_k: int = 0, seed: int = 0) -> dict:
-    """{"prompt", "text"}: the prompt continued by `tokens` tokens; the text holds the prompt too."""
+def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, temperature: float = 0.8, top_k: int = 0,
+           seed: int = 0) -> dict:
+    """{"prompt", "text"}: the prompt continued by `tokens` tokens; the text holds the prompt too.
+
+    Without a prompt it begins with a line's end, or with the first token of a model that has never seen one.
+    """
     for name, value in (("tokens", tokens), ("top-k", top_k), ("seed", seed), ("temperature", temperature)):
         check_range(name, value, 0)
     model, tokenizer, _ = load_run(path)
+    if prompt is None:
+        prompt = first_of(tokenizer)
     ids = tokenizer.encode(prompt)
     if not len(ids):
         raise MiniLLMError("the prompt is empty: give at least one character, e.g. --prompt 'The '")
     continued = model.generate(ids, tokens, temperature, top_k, seed)
     return {"prompt": prompt, "text": tokenizer.decode(continued)}
+
+
+def first_of(tokenizer: Tokenizer) -> str:
+    """A line's end if the tokenizer knows it, else its first token."""
+    try:
+        tokenizer.encode("\n")
+        return "\n"
+    except MiniLLMError:
+        return tokenizer.decode([0])
