@@ -242,26 +242,32 @@ def test_a_float16_result_is_the_float32_result_rounded_once(name, data, dtype):
     assert {n: bits(a) for n, a in extras.items()} == {n: bits(a) for n, a in wide_extras.items()}
 
 
-@pytest.mark.parametrize("name", KERNELS)
+def results(name, format, where, bad):
+    """Result and gradients with one value of input `where` that is not finite, in the middle of its last row."""
+    rng = np.random.default_rng(0)
+    shapes = {"gelu": [(2, 6, 8)], "layer_norm": [(2, 6, 8), (8,), (8,)], "attention": [(2, 6, 8)] * 3}[name]
+    inputs = [Tensor(rng.standard_normal(shape).astype(format.storage), format, name=what)
+              for shape, what in zip(shapes, RULES[name].inputs, strict=False)]
+    inputs[where].data[(1, 5, 3)[-inputs[where].ndim:]] = bad
+    y = apply(RULES[name], *inputs, context=Context(), **STATIC[name])
+    return {"y": y.data} | backward((y * Tensor(rng.standard_normal(y.shape).astype(format.storage), format)).sum())
+
+
+@pytest.mark.parametrize(("name", "where"), [("gelu", 0), *((name, i) for name in ("layer_norm", "attention") for i in range(3))])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("format", [FLOAT16, FLOAT32], ids=str)
-def test_nan_and_infinity_pass_through(name, bad, format, monkeypatch):
-    """What depends on a value that is not finite is not finite where the rule's is not, in both directions."""
-    rng = np.random.default_rng(0)
-
-    def run():
-        shapes = [(2, 6, 8)] * (3 if name == "attention" else 1) + [(8,)] * 2 * (name == "layer_norm")
-        inputs = [Tensor(rng.standard_normal(s).astype(format.storage), format, name=str(i)) for i, s in enumerate(shapes)]
-        inputs[0].data[1, 5, 3] = bad
-        y = apply(RULES[name], *inputs, context=Context(), **STATIC[name])
-        return {"y": y.data} | backward((y * Tensor(rng.standard_normal(y.shape).astype(format.storage), format)).sum())
-    found = run()
-    rng = np.random.default_rng(0)
+def test_nan_and_infinity_pass_through(name, where, bad, format, monkeypatch):
+    """A kernel makes finite what the rule makes finite, and hides nothing in the row that the value stands in."""
+    found = results(name, format, where, bad)
     monkeypatch.setenv("MINILLM_KERNELS", "off")
-    wanted = run()
-    for n, a in wanted.items():
-        assert np.array_equal(np.isfinite(found[n]), np.isfinite(a)), n
-    assert not all(np.isfinite(a).all() for a in found.values())
+    for n, a in results(name, format, where, bad).items():
+        if name == "attention":                  # the rule's 0 x NaN spreads to queries that may not see the value
+            assert np.all(np.isfinite(found[n]) >= np.isfinite(a)), n
+            assert np.isfinite(found[n][1, 5]).all() == np.isfinite(a[1, 5]).all()
+        else:
+            assert np.array_equal(np.isfinite(found[n]), np.isfinite(a)), n
+    if np.isnan(bad):                            # not so for infinity: a key of -inf has weight 0
+        assert not np.isfinite(found["y"]).all()
 
 
 def test_kernels_refuse_what_they_would_compute_in_double():

@@ -122,6 +122,15 @@ def test_arrays_and_tensors_do_not_mix(array):
             meet()
 
 
+def test_numpy_makes_no_array_of_tensors():
+    x = leaf([1.0, 2.0])
+    for function in (np.asarray, lambda x: np.array([x, x]), lambda x: np.dot(np.ones(2), x), lambda x: np.concatenate([x, x])):
+        with pytest.raises(MiniLLMError, match=r"pass its \.data"):
+            function(x)
+    with pytest.raises(TypeError, match="does not support ufuncs"):
+        np.exp(x)
+
+
 def test_an_op_without_tensors_is_an_error():
     with pytest.raises(MiniLLMError, match="add needs a Tensor"):
         apply(RULES["add"], 1.0, 2.0)

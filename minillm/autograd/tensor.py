@@ -60,6 +60,9 @@ class Tensor:
             raise MiniLLMError(f"a tensor of shape {self.shape} has no truth value: compare its .data, or reduce it to one element")
         return bool(self.data.reshape(())[()])
 
+    def __array__(self, *_, **__):
+        raise MiniLLMError("a tensor is no NumPy array, which would be one of tensors: pass its .data")
+
     def __len__(self) -> int:
         return len(self.data)
 

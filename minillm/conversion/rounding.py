@@ -8,6 +8,9 @@ from minillm.formats import FLOAT32
 from minillm.nn.module import Module
 from minillm.rounding import round_to, widen
 
+LOWEST = np.float32(FLOAT32.tiny)                                       # a subnormal scale has too few digits to divide by
+HIGHEST = np.nextafter(np.float32(FLOAT32.max / 127), np.float32(0))    # 127 times the next number is infinite
+
 
 @dataclass(frozen=True)
 class Int8Rows:
@@ -26,16 +29,16 @@ class Int8Rows:
 
 
 def int8_rows(weight: np.ndarray) -> Int8Rows:
-    """Symmetric int8 by row, half to even: scale = max|row| / 127, at least the smallest normal number; a row of zeros has scale 1.
+    """Symmetric int8 by row, half to even: scale = max|row| / 127, a normal number; a row of zeros has scale 1.
 
     MiniLLMError for weights that are not finite: they have no scale.
     """
     top = np.abs(weight).max(-1, keepdims=True, initial=0)                                # (N,1) f32
     if not np.isfinite(top).all():
         raise MiniLLMError(f"a weight is {top[~np.isfinite(top)][0]}, which int8 cannot hold: this model has diverged")
-    scale = np.where(top > 0, np.maximum(top / np.float32(127), np.float32(FLOAT32.tiny)), np.float32(1))
+    scale = np.where(top > 0, np.clip(top / np.float32(127), LOWEST, HIGHEST), np.float32(1))
     exact = np.divide(weight, scale, dtype=np.float64)     # in float32, what lies just beside a half would be rounded onto it first
-    return Int8Rows(np.clip(np.rint(exact), -127, 127).astype(np.int8), scale)            # saturates, never wraps
+    return Int8Rows(np.rint(exact).astype(np.int8), scale)                                # |exact| <= 127 (1 + 2^-22)
 
 
 def round_to_int8(model: Module) -> tuple[int, int]:

@@ -32,8 +32,8 @@ def format_bytes(format: Format | None, array: np.ndarray) -> int:
 
 
 def stored_bytes(format: Format | None, array: np.ndarray) -> int:
-    """Bytes of the array that holds it here: more, where a format is simulated."""
-    return array.nbytes
+    """Bytes of an array that holds it here: more, where a format is simulated."""
+    return array.size * np.dtype(format.storage).itemsize if format else array.nbytes
 
 
 def measure(objective: Objective, batch: tuple) -> dict[str, dict[str, int]]:

@@ -63,7 +63,7 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
         if after_step:
             after_step(gradients)
     scaler.update(finite)
-    return StepResult(math.fsum(losses) / len(losses), norm, scale, finite, at_floor)
+    return StepResult(sum(losses) / len(losses), norm, scale, finite, at_floor)
 
 
 def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> None:

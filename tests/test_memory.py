@@ -1,0 +1,87 @@
+"""Bytes by role: what the graph holds before the backward pass, counted once each, and casts of weights as weights."""
+import dataclasses
+
+import numpy as np
+import pytest
+from hand_made import by_hand, constant
+from tiny_gpt import SHAPE, batch, make, objective_of
+
+from minillm.formats import FLOAT16, FLOAT32
+from minillm.recipes import PRESETS
+from minillm.training.memory import measure
+
+PARAMETERS = sum(p.size for p in make().parameters())
+
+
+def sizes(recipe, rows=4, **shape):
+    return measure(objective_of(make(recipe, **shape)), batch(rows))
+
+
+def wide_bytes(rows=4, shape=SHAPE):
+    """What every mixed recipe holds in float32: the logits of the loss, and the statistics of rows."""
+    tokens = rows * shape.context
+    norms = 2 * tokens * (2 * shape.layers + 1)                # mean and 1 / deviation
+    return 4 * (tokens * shape.vocabulary + tokens + norms + rows * shape.heads * shape.context * shape.layers)     # log-sum-exps
+
+
+@pytest.mark.usefixtures("kernels")
+def test_float16_holds_half_of_what_float32_holds_but_for_logits_and_statistics():
+    wide, narrow = sizes("float32")["bytes"]["activations"], sizes("float16-mixed")["bytes"]["activations"]
+    assert narrow == (wide + wide_bytes()) // 2
+    assert 0.5 < narrow / wide < 0.52
+
+
+@pytest.mark.parametrize("recipe", PRESETS)
+def test_roles_have_the_bytes_of_their_formats(recipe):
+    found, r = sizes(recipe), PRESETS[recipe]
+    for role, format in (("gradients", r.gradients), ("optimizer", r.optimizer_state)):
+        count = PARAMETERS * (2 if role == "optimizer" else 1)
+        assert found["bytes"][role] == count * format.bits // 8
+        assert found["stored_bytes"][role] == count * np.dtype(format.storage).itemsize
+
+
+def test_casts_of_weights_are_weights():
+    # the master copy and a float16 copy of every matrix but the positions, whose rows are read; norms and biases stay wide
+    model = make("float16-mixed")
+    matrices = sum(p.size for p in model.parameters() if p.ndim == 2 and p.name != "positions.weight")
+    assert sizes("float16-mixed")["bytes"]["weights"] == 4 * PARAMETERS + 2 * matrices
+    assert sizes("float32")["bytes"]["weights"] == 4 * PARAMETERS
+    assert sizes("float16")["bytes"]["weights"] == sizes("float16-no-master")["bytes"]["weights"] == 2 * PARAMETERS
+
+
+def test_a_simulated_format_is_reported_in_its_own_bits_and_as_stored():
+    found, float16, float32 = sizes("bfloat16-mixed"), sizes("float16-mixed"), sizes("float32")
+    assert found["bytes"] == float16["bytes"]
+    assert found["stored_bytes"]["activations"] == float32["bytes"]["activations"]
+    assert found["stored_bytes"]["weights"] - 4 * PARAMETERS == 2 * (found["bytes"]["weights"] - 4 * PARAMETERS)
+    assert float16["stored_bytes"] == float16["bytes"]
+
+
+def test_activations_grow_with_the_batch_and_nothing_else_does():
+    small, large = sizes("float16-mixed", rows=2)["bytes"], sizes("float16-mixed", rows=6)["bytes"]
+    assert large["activations"] == 3 * small["activations"]
+    assert dataclasses.replace(SHAPE) == SHAPE
+    assert all(large[role] == small[role] for role in ("weights", "gradients", "optimizer"))
+
+
+def test_dropout_holds_nothing():
+    assert sizes("float32", dropout=0.5) == sizes("float32")
+
+
+def test_a_buffer_is_counted_once_however_many_nodes_and_views_hold_it():
+    def loss(ops, p):
+        x = ops.exp(p["w"])                                    # 12 floats, kept by exp, and by mul twice
+        y = ops.mul(x, x)                                      # 12 floats, kept by mul through a view
+        return ops.sum(ops.mul(ops.reshape(y, shape=(12,)), constant(np.ones(12))))     # and 12 ones
+
+    found = measure(by_hand(loss, {"w": np.ones((3, 4))}), ())["bytes"]
+    assert found == {"weights": 48, "gradients": 48, "optimizer": 48, "activations": 3 * 48}
+
+
+def test_measuring_moves_nothing():
+    objective = objective_of(make("float16-mixed"))
+    before = {name: p.data for name, p in objective.optimizer.parameters.items()}
+    first = measure(objective, batch())
+    assert measure(objective, batch()) == first
+    assert all(p.data is before[name] for name, p in objective.optimizer.parameters.items())
+    assert (FLOAT16.bits, FLOAT32.bits, objective.optimizer.steps) == (16, 32, 0)
