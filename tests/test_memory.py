@@ -1,12 +1,10 @@
 """Bytes by role: what the graph holds before the backward pass, counted once each, and casts of weights as weights."""
-import dataclasses
 
 import numpy as np
 import pytest
 from hand_made import by_hand, constant
 from tiny_gpt import SHAPE, batch, make, objective_of
 
-from minillm.formats import FLOAT16, FLOAT32
 from minillm.recipes import PRESETS
 from minillm.training.memory import measure
 
@@ -60,7 +58,6 @@ def test_a_simulated_format_is_reported_in_its_own_bits_and_as_stored():
 def test_activations_grow_with_the_batch_and_nothing_else_does():
     small, large = sizes("float16-mixed", rows=2)["bytes"], sizes("float16-mixed", rows=6)["bytes"]
     assert large["activations"] == 3 * small["activations"]
-    assert dataclasses.replace(SHAPE) == SHAPE
     assert all(large[role] == small[role] for role in ("weights", "gradients", "optimizer"))
 
 
@@ -84,4 +81,4 @@ def test_measuring_moves_nothing():
     first = measure(objective, batch())
     assert measure(objective, batch()) == first
     assert all(p.data is before[name] for name, p in objective.optimizer.parameters.items())
-    assert (FLOAT16.bits, FLOAT32.bits, objective.optimizer.steps) == (16, 32, 0)
+    assert objective.optimizer.steps == 0

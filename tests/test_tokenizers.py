@@ -1,6 +1,5 @@
 """Tokenizers: every text and every byte comes back; byte pairs agree with the plainest algorithm; JSON is checked."""
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -73,19 +72,6 @@ def test_an_alphabet_needs_characters_each_once():
     for alphabet in "", "aba":
         with pytest.raises(MiniLLMError, match="is empty or repeats a character; train one on a text"):
             CharTokenizer(alphabet)
-
-
-def test_a_million_characters_take_less_than_a_fifth_of_a_second(validation):
-    text = (validation * 30)[:1_000_000]
-    tokenizer = CharTokenizer.train(text)
-    seconds = min(timed(lambda: tokenizer.encode(text)) for _ in range(3))
-    assert seconds < 0.2                                                       # measured: 0.02 s
-
-
-def timed(work):
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 # byte pairs
@@ -220,13 +206,11 @@ def test_fewer_tokens_than_bytes_is_an_error(vocabulary):
         BytePairTokenizer.train(SMALL, vocabulary)
 
 
-def test_a_million_characters_train_and_encode_quickly():
+def test_a_million_characters_come_back_whole():
     sources = sorted(Path(np.__file__).parent.rglob("*.py"))
     text = "".join(path.read_text("utf-8") for path in sources[:200])[:1_000_000]
     assert len(text) == 1_000_000
-    start = time.perf_counter()
-    tokenizer = BytePairTokenizer.train(text, 1024)
-    assert time.perf_counter() - start < 10                                    # measured: 0.9 s
+    tokenizer = BytePairTokenizer.train(text, 1024)                            # 0.9 s, and 0.3 s to encode
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 

@@ -249,7 +249,7 @@ def test_overflows_without_end_are_a_divergence_though_the_loss_is_finite(scalin
     trainer = hand_trainer([4.0], scaling)                     # 4 x 2^127 is beyond float32, 4 x 0 is 0
     assert [r["loss"] for r in trainer.run()] == [0.0] * PATIENCE
     assert (trainer.diverged_at, trainer.skipped) == (PATIENCE, PATIENCE)
-    assert trainer.blame == "backward sum (not finite as computed)"
+    assert trainer.blame == "backward w/gradient (not finite as computed)"
 
 
 def test_overflows_are_counted_in_a_row():

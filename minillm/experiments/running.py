@@ -9,6 +9,7 @@ from tqdm import tqdm
 from minillm.conversion.rounding import round_to_int8
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
 from minillm.models.gpt import GPT
+from minillm.precision.recipe import Recipe
 from minillm.precision.underflow import ExponentHistogram
 from minillm.training.evaluation import validation_loss
 from minillm.training.memory import measure
@@ -30,9 +31,9 @@ class Run:
     made: int = 0                            # attempts since this process began
 
 
-def new_run(options: TrainOptions, data: Data) -> Run:
-    """A run that has not made a step."""
-    model = make_model(options, data.tokenizer.vocabulary, options.make_recipe())
+def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None) -> Run:
+    """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name."""
+    model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe())
     return Run(options, data, model, make_trainer(options, data, model))
 
 

@@ -13,12 +13,13 @@ from minillm.plotting.records import PathLike, finite_points
 
 
 def loss_curves(runs: Mapping[str, Mapping[str, Any]], path: PathLike, title: str = "Loss while training",
-                reference: str | None = None) -> Path:
+                reference: str | None = None, levels: Mapping[str, float] | None = None) -> Path:
     """Draw the training loss (line) and the validation loss (markers) of one run or several.
 
     runs: {recipe: {"steps": [int], "loss": [float], "val_steps": [int], "val_loss": [float],
     "diverged_at": int | None}}. A run that diverged ends with a cross. With `reference`, the name of a run, a second panel shows
-    how far the others' validation losses lie from its own: on the first, runs that are alike hide one another.
+    how far the others' validation losses lie from its own: on the first, runs that are alike hide one another. `levels` are
+    losses to compare with, by name, each a horizontal line.
     """
     with style.applied():
         if reference is None:
@@ -26,10 +27,13 @@ def loss_curves(runs: Mapping[str, Mapping[str, Any]], path: PathLike, title: st
         else:
             figure, (axes, below) = style.figure(2, height=5.2, sharex=True, height_ratios=(3, 1.3))
         radius = max((len(run.get("steps") or ()) for run in runs.values()), default=0) // 60
-        low, high = _loss_limits(curves := _measured(runs))
+        curves = [*_measured(runs), *([np.array([*levels.values()], float)] if levels else [])]
+        low, high = _loss_limits(curves)
         looks = style.looks(runs)
         handles = [_loss_curve(axes, name, run, looks[name], radius, high) for name, run in runs.items()]
         axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        for name, loss in (levels or {}).items():
+            _level(axes, name, loss)
         smoothing = f", median of {2 * radius + 1} points" if radius else ""
         axes.set(xlabel="step", ylabel=f"loss (nats per token)\nline: training{smoothing}", title=style.shown(title))
         if reference is not None:
@@ -44,6 +48,13 @@ def loss_curves(runs: Mapping[str, Mapping[str, Any]], path: PathLike, title: st
             handles.append(style.key("markers: validation", color=style.GREY, marker="o", linestyle="none"))
         style.legend(figure, handles)
         return style.save(figure, path)
+
+
+def _level(axes: Any, name: str, loss: float) -> None:
+    """A line across the axes with its name on it."""
+    axes.axhline(loss, color=style.GREY, linestyle=":", linewidth=1.4, zorder=1)
+    axes.annotate(style.shown(name, longest=60), (1, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 2),
+                  textcoords="offset points", ha="right", va="bottom", fontsize=9, color=style.GREY)
 
 
 def _gaps(axes: Any, runs: Mapping[str, Mapping[str, Any]], reference: str, looks: Mapping[str, style.Look]) -> None:
