@@ -66,6 +66,9 @@ class Format:
         """Bytes that `size` values take in this format, whatever array holds them here."""
         return -(-size * self.bits // 8)
 
+    def __deepcopy__(self, memo) -> "Format":
+        return self                # formats are compared with `is`: a copied model must not get formats of its own
+
     def __repr__(self) -> str:
         return self.name.upper()
 

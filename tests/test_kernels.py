@@ -111,7 +111,8 @@ def attention_bound(q, k, v, heads):
 
 def attention_vjp_bound(g_, q, k, v, heads):
     T = q.shape[1]
-    exact = RULES["attention"].backward(np, g_, q, k, v, attention_lse(q, k, v, heads), None, heads=heads, causal=True,
+    rows = attention_statistics(q, k, v, heads)
+    exact = RULES["attention"].backward(np, g_, q, k, v, **rows, mask=None, heads=heads, causal=True,
                                         products=products.FLOAT32_PRODUCTS, key=0)[:3]
     q, k, v, scale, p, relative = attention_parts(q, k, v, heads)
     g_ = products.heads_of(g_, heads)
@@ -124,8 +125,9 @@ def attention_vjp_bound(g_, q, k, v, heads):
     return exact, [products.merged(x) + flushed for x in off]
 
 
-def attention_lse(q, k, v, heads):
-    return RULES["attention"].forward(np, q, k, v, heads=heads)[1]["lse"]
+def attention_statistics(q, k, v, heads):
+    """The largest score of each row, and the sum of its exponentials."""
+    return RULES["attention"].forward(np, q, k, v, heads=heads)[1]
 
 
 # one kernel after the other
@@ -218,9 +220,11 @@ def test_backward_is_within_its_bound(name, capsys):
         cotangent = laid_out(data, halves(data, *y.shape).astype(dtype))
         kept = {n: a for n, a in zip(RULES[name].inputs, arrays, strict=False) if n in RULES[name].reads} | extras
         if name == "attention":
-            kept["lse"] = attention_lse(*(a.astype(np.float64) for a in arrays), 2).astype(np.float32)
+            exact = attention_statistics(*(a.astype(np.float64) for a in arrays), 2)
+            kept |= {n: a.astype(np.float32) for n, a in exact.items()}
         found = KERNELS[name].vjp(cotangent, **kept, **(STATIC[name] if name == "attention" else {}))
-        exact, bound = VJP_BOUNDS[name](*(a.astype(np.float64) for a in (cotangent, *kept.values()) if a is not kept.get("lse")),
+        given = [a.astype(np.float64) for n, a in ({"g": cotangent} | kept).items() if n not in ("top", "total")]
+        exact, bound = VJP_BOUNDS[name](*given,
                                         **(STATIC[name] if name == "attention" else {}))
         for f, e, b in zip(found, [exact] if name == "gelu" else exact, [bound] if name == "gelu" else bound, strict=False):
             assert f.dtype == np.float32

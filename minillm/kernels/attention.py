@@ -57,7 +57,7 @@ def total(row, n, lanes):
 
 
 @njit(**JIT)
-def _attention(q, k, v, heads, scale, out, lse):
+def _attention(q, k, v, heads, scale, out, tops, totals):
     B, T, C = q.shape
     D, Tp, Dp = C // heads, -(-T // LANES) * LANES, -(-(C // heads) // LANES) * LANES
     qs, ks, vs = np.zeros((T, Dp), np.float32), np.zeros((Tp, Dp), np.float32), np.zeros((Tp, Dp), np.float32)
@@ -80,7 +80,7 @@ def _attention(q, k, v, heads, scale, out, lse):
                 for t in range(n):
                     s[t] = exp(s[t] - top)
                 whole = total(s, n, lanes)
-                lse[b, h, i, 0] = top + np.log(whole)
+                tops[b, h, i, 0], totals[b, h, i, 0] = top, whole
                 products(mixed, s, vs, i + 1, Dp)
                 row = out[b, i]
                 for d in range(D):
@@ -88,7 +88,7 @@ def _attention(q, k, v, heads, scale, out, lse):
 
 
 @njit(**JIT)
-def _attention_vjp(g, q, k, v, heads, scale, lse, dq, dk, dv):
+def _attention_vjp(g, q, k, v, heads, scale, tops, totals, dq, dk, dv):
     B, T, C = q.shape
     D, Tp, Dp = C // heads, -(-T // LANES) * LANES, -(-(C // heads) // LANES) * LANES
     qs, gs = np.zeros((Tp, Dp), np.float32), np.zeros((Tp, Dp), np.float32)
@@ -108,11 +108,11 @@ def _attention_vjp(g, q, k, v, heads, scale, lse, dq, dk, dv):
             dks[:, :] = np.float32(0)
             dvs[:, :] = np.float32(0)
             for i in range(T):
-                n, log_sum = (i // LANES + 1) * LANES, lse[b, h, i, 0]
+                n, top, whole = (i // LANES + 1) * LANES, tops[b, h, i, 0], totals[b, h, i, 0]
                 products(p, qs[i], keys, D, n)
                 products(dp, gs[i], values, D, n)
                 for t in range(n):
-                    p[t] = exp(p[t] * scale - log_sum)
+                    p[t] = exp(p[t] * scale - top) / whole
                 p[i + 1:n] = np.float32(0)
                 for t in range(n):
                     weighted[t] = p[t] * dp[t]
@@ -142,13 +142,14 @@ def wide(x):
 
 
 def attention(q, k, v, mask, *, heads, out, **_):
-    """The rule's result for causal attention without a mask on as many keys as queries, and a number a row."""
-    y, lse = np.empty(q.shape, np.float32), np.empty((q.shape[0], heads, q.shape[1], 1), np.float32)
-    _attention(wide(q), wide(k), wide(v), heads, scale_of(q, heads), y, lse)
-    return y if out is np.float32 else to_float16(y), {"lse": lse}
+    """The rule's result for causal attention without a mask on as many keys as queries, and two numbers a row."""
+    y = np.empty(q.shape, np.float32)
+    top, total = (np.empty((q.shape[0], heads, q.shape[1], 1), np.float32) for _ in range(2))
+    _attention(wide(q), wide(k), wide(v), heads, scale_of(q, heads), y, top, total)
+    return y if out is np.float32 else to_float16(y), {"top": top, "total": total}
 
 
-def attention_vjp(g, q, k, v, lse, *, heads, **_):
+def attention_vjp(g, q, k, v, top, total, *, heads, **_):
     dq, dk, dv = (np.empty(q.shape, np.float32) for _ in range(3))
-    _attention_vjp(wide(g), wide(q), wide(k), wide(v), heads, scale_of(q, heads), lse, dq, dk, dv)
+    _attention_vjp(wide(g), wide(q), wide(k), wide(v), heads, scale_of(q, heads), top, total, dq, dk, dv)
     return dq, dk, dv, None

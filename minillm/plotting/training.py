@@ -53,8 +53,9 @@ def loss_curves(runs: Mapping[str, Mapping[str, Any]], path: PathLike, title: st
 def _level(axes: Any, name: str, loss: float) -> None:
     """A line across the axes with its name on it."""
     axes.axhline(loss, color=style.GREY, linestyle=":", linewidth=1.4, zorder=1)
-    axes.annotate(style.shown(name, longest=60), (1, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 2),
-                  textcoords="offset points", ha="right", va="bottom", fontsize=9, color=style.GREY)
+    # At the left, where a training curve is still high above everything that it is compared with.
+    axes.annotate(style.shown(name, longest=60), (0, loss), xycoords=axes.get_yaxis_transform(), xytext=(3, 2),
+                  textcoords="offset points", va="bottom", fontsize=9, color=style.GREY)
 
 
 def _gaps(axes: Any, runs: Mapping[str, Mapping[str, Any]], reference: str, looks: Mapping[str, style.Look]) -> None:
