@@ -15,7 +15,7 @@ every Python. It goes through all the parts once:
 The engine behind it, and words such as *gradient*, *rounding* and *recipe*, are the subject of tutorial 01.
 
 The text differs a little between versions of Python, so the script asserts differences and ratios between runs, and no
-loss as such. It runs for about half a minute. With ``MINILLM_QUICK=1`` it trains for 150 steps instead of 600, at half
+loss as such. It runs for about half a minute. With ``MINILLM_QUICK=1`` it trains for 100 steps instead of 600, at half
 the learning rate, and asserts less of the trained model: that it beats the frequencies of single characters, not that
 it beats those of pairs, and nothing of where its attention looks.
 """
@@ -43,9 +43,9 @@ from minillm.training.trainer import training_step
 QUICK = os.environ.get("MINILLM_QUICK") == "1"
 threadpool_limits(1)        # products as small as these are slower on two threads than on one
 
-steps = 150 if QUICK else 600
+steps = 100 if QUICK else 600
 options = TrainOptions(layers=1, heads=4, channels=64, context=32, batch=16, steps=steps, warmup=steps // 10,
-                       lr=2e-3 if QUICK else 4e-3, min_lr=1e-4, eval_every=steps // 5)
+                       lr=2e-3 if QUICK else 4e-3, min_lr=1e-4, eval_every=50 if QUICK else 100)
 
 # %% [markdown]
 # From text to numbers
@@ -270,7 +270,7 @@ print(loss_curves({recipe: curves(run.records) for recipe, run in runs.items()},
 single, half = runs["float32"].val_loss, runs["float16-mixed"].val_loss
 print(f"float16-mixed is off by {half - single:+.4f} nats, {runs['float16-mixed'].trainer.skipped} steps were skipped")
 
-assert single < tables["unigram"] - 0.4
+assert single < tables["unigram"] - 0.3
 assert abs(half - single) < 0.01
 if not QUICK:
     assert single < tables["bigram"] - 0.3

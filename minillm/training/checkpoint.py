@@ -78,7 +78,8 @@ def load_model(path: Path, model: GPT, arrays: dict, facts: dict) -> None:
         raise MiniLLMError(f"the checkpoint {path} is of another model: {', '.join(changed)}")
     model.load_state_dict(part(arrays, "model/"))
     for name, array in part(arrays, "learned/").items():
-        model.ops.learned[name] = Tensor(array, FLOAT32, name=name)
+        leaf = model.ops.learned.setdefault(name, Tensor(array, FLOAT32, name=name))
+        leaf.data = array                                    # where there is one already, an optimizer may own it
 
 
 def load_trainer(trainer: Trainer, arrays: dict, facts: dict) -> None:
