@@ -75,7 +75,7 @@ def whole(text, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("stops", [(1,), (4,), (5,), (11,), (3, 2, 1)], ids=str)
+@pytest.mark.parametrize("stops", [(1,), (4,), (5,), (10,), (11,), (3, 2, 1)], ids=str)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_run_that_never_stopped(name, stops, whole, text, tmp_path, stopping):
     run = tmp_path / "run"

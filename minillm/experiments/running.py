@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from minillm.autograd.watching import watch
 from minillm.conversion.rounding import round_to_int8
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
 from minillm.models.gpt import GPT
 from minillm.precision.recipe import Recipe
-from minillm.precision.underflow import ExponentHistogram
+from minillm.precision.underflow import ExponentHistogram, FirstNotFinite
 from minillm.training.evaluation import validation_loss
 from minillm.training.memory import measure
 from minillm.training.metrics import mean_zero_share
@@ -78,7 +79,9 @@ def validate(run: Run, note: Callable[[dict], None]) -> None:
     run.val_loss = finite_or_none(loss)
     note({"step": run.trainer.step, "val_loss": run.val_loss})
     if run.val_loss is None:
-        run.trainer.diverged_at, run.trainer.blame = run.trainer.step, "the logits in validation"
+        with watch(first := FirstNotFinite()):
+            validation_loss(run.model, run.data.validation)
+        run.trainer.diverged_at, run.trainer.blame = run.trainer.step, f"in validation, {first}"
 
 
 def show(bar, record: dict, shown: dict, run: Run) -> None:

@@ -61,8 +61,7 @@ def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:
 
 def carry_out(run: Run, folder: RunFolder, quiet: bool) -> dict:
     """Train with the run folder kept up to date; ends at the last step, at a divergence, or at Ctrl-C after the step in hand."""
-    last = next((r["val_loss"] for r in reversed(run.records) if "val_loss" in r), None)
-    run.val_loss = last
+    run.val_loss = next((r["val_loss"] for r in reversed(run.records) if "val_loss" in r), None)
     saved = [run.trainer.step]
 
     def save():
@@ -73,7 +72,7 @@ def carry_out(run: Run, folder: RunFolder, quiet: bool) -> dict:
     try:
         with interruptible() as stopped:
             follow(run, quiet, run.options.recipe, log.write, save, stopped)
-            interrupted = stopped() and run.trainer.step < run.options.steps
+            interrupted = stopped() and run.trainer.step < run.options.steps and run.trainer.diverged_at is None
     finally:
         log.close()
     diverged = run.trainer.diverged_at
@@ -102,5 +101,3 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
