@@ -168,8 +168,8 @@ def parser_of(name: str) -> Parser:
 
 def blas_threads(count: int):
     """Limit the threads of matrix products; our own kernels run on one, because two thread pools spin against each other."""
-    if count < 0:
-        raise MiniLLMError(f"--threads is {count}: give a number of threads, or 0 for one for each core")
+    if not 0 <= count <= 1024:                   # BLAS takes fewer where it was built for fewer
+        raise MiniLLMError(f"--threads is {count}: give a number up to 1024, or 0 for one for each core")
     from threadpoolctl import threadpool_limits
     return threadpool_limits(count or usable_cores(), "blas")
 

@@ -60,6 +60,7 @@ WIDE = Format("wide", 8, 3, np.float32)
 CASES = {
     "loss, six recipes": (training.loss_curves, {r: a_run(end=2.4 + i / 5) for i, r in enumerate(SIX)}),
     "loss, one run": (training.loss_curves, {"float16-mixed": a_run()}),
+    "loss, levels": (training.loss_curves, {"float32": a_run()}, "A run", None, {"unigram": 5.1, "bigram": 3.2, "no": 9.0}),
     "loss, twelve recipes": (training.loss_curves, {r: a_run(60, diverged_at=7 * i + 1 if i % 3 else None)
                                                     for i, r in enumerate(TWELVE)}),
     "loss, nothing": (training.loss_curves, {}),

@@ -182,6 +182,11 @@ def test_a_chain_of_20000_ops_needs_no_recursion():
     assert backward(y)["x"].item() == 1
 
 
+def test_infinities_of_both_signs_may_meet():                                  # NaN, and not a warning
+    x = tensor(1.0, name="x")
+    assert np.isnan(backward(x * math.inf - x * math.inf)["x"])
+
+
 def test_a_second_walk_is_an_error():
     loss = (leaf([1.0]) * 2).sum()
     backward(loss)

@@ -3,9 +3,9 @@
 An autograd engine in one sitting
 =================================
 
-Training needs one number for every weight: if this weight moved up a little, how much would the loss move?
-That number is the *gradient*. A language model has many weights and one loss, and *autograd* is the machinery that
-finds all gradients in one walk from the loss back to the weights.
+Training needs one number for every weight: if this weight moved up a little, how much would the loss move? That
+number is the *gradient*. A language model has many weights and one loss, and *autograd* is the machinery that finds
+all gradients in one walk from the loss back to the weights.
 
 This tutorial takes the engine of minillm apart. It is built from five ideas:
 
@@ -21,7 +21,6 @@ that the text quotes is asserted by the script. It runs in a few seconds, and ``
 
 # %%
 import inspect
-import os
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -36,7 +35,6 @@ from minillm.precision.loss_scaling import LossScaler
 from minillm.testing import FLOAT64
 from minillm.training.trainer import Objective, training_step
 
-FIGURES = os.environ.get("MINILLM_FIGURES", "figures")
 threadpool_limits(1)        # products as small as these are slower on two threads than on one
 
 
@@ -53,9 +51,10 @@ def refusal(action):
 # A tensor is an array and a format
 # ---------------------------------
 #
-# A *number format* says which numbers exist. float16 has 16 bits: one for the sign, five for the exponent, ten for the
-# digits. Between 1 and 2 it knows 1024 numbers, each 1/1024 from the next. That distance is called an **ulp**, a *unit
-# in the last place*. It doubles with every power of two: between 1024 and 2048 it is 1, so float16 has no 1024.5.
+# A *number format* says which numbers exist. float16 has 16 bits: one for the sign, five for the exponent, ten for
+# the digits. Between 1 and 2 it knows 1024 numbers, each 1/1024 from the next. That distance is called an **ulp**, a
+# *unit in the last place*. It doubles with every power of two: between 1024 and 2048 it is 1, so float16 has no
+# 1024.5.
 #
 # Whatever falls between two neighbours is *rounded* to the nearer one; of two equally near ones, the one whose last
 # digit is even is taken. Beyond the largest number, 65504, stands infinity.
@@ -71,8 +70,8 @@ assert np.spacing(np.float16(1024)) == 1
 assert FLOAT16.max == 65504
 
 # %% [markdown]
-# A rounding is wrong by at most half an ulp. Relative to the number itself that is at most 1/2048 in float16: the *unit
-# roundoff*. float32 has 24 bits where float16 has 11, and a unit roundoff of 2 to the power of -24, 0.00000006.
+# A rounding is wrong by at most half an ulp. Relative to the number itself that is at most 1/2048 in float16: the
+# *unit roundoff*. float32 has 24 bits where float16 has 11, and a unit roundoff of 2 to the power of -24, 0.00000006.
 #
 # Two tensors of different formats do not mix. NumPy would quietly pick the wider format, and half of what you believe
 # to be float16 would not be. Here it is an error, and the error says what to write.
@@ -117,20 +116,20 @@ assert tanh.reads == {"y"}
 # A **cotangent** is the gradient of the loss with respect to some value on the way, not only to a weight. It has the
 # shape of that value. In the code it is called ``g``.
 #
-# A **vjp** (vector-Jacobian product) turns the cotangent of an operation's *result* into the cotangent of its *input*.
-# That is the chain rule: if ``y = tanh(x)``, then ``dy/dx = 1 - y * y``, and so
+# A **vjp** (vector-Jacobian product) turns the cotangent of an operation's *result* into the cotangent of its
+# *input*. That is the chain rule: if ``y = tanh(x)``, then ``dy/dx = 1 - y * y``, and so
 #
 # cotangent of x = cotangent of y, times 1 - y * y.
 #
-# A vjp says what it needs by the names of its parameters. This one wants ``g`` and the result ``y``, but not the input
-# ``x``, so ``x`` need not be kept in memory. That matters later.
+# A vjp says what it needs by the names of its parameters. This one wants ``g`` and the result ``y``, but not the
+# input ``x``, so ``x`` need not be kept in memory. That matters later.
 
 # %% [markdown]
 # A computation that fits on a napkin
 # -----------------------------------
 #
-# One neuron: ``y = tanh(w x + b)``. It should say 1, and the loss is the square of what it is off by. A tensor that has
-# a *name* is a weight (a *leaf* of the graph): it will get a gradient.
+# One neuron: ``y = tanh(w x + b)``. It should say 1, and the loss is the square of what it is off by. A tensor that
+# has a *name* is a weight (a *leaf* of the graph): it will get a gradient.
 #
 # The operations come from a *recipe*, which says in which format each of them works. The recipe ``float32`` is the
 # plainest: everything in float32.
@@ -150,8 +149,8 @@ assert abs(y.item() - np.tanh(0.5)) < 1e-7
 assert abs(loss.item() - 0.289318) < 1e-6
 
 # %% [markdown]
-# While it computed, the dispatcher wrote down a *graph*: for each result a node, with the rule that made it, the nodes
-# that it was made from (its *parents*), and what the vjp will want to read.
+# While it computed, the dispatcher wrote down a *graph*: for each result a node, with the rule that made it, the
+# nodes that it was made from (its *parents*), and what the vjp will want to read.
 
 
 # %%
@@ -219,9 +218,10 @@ assert "walked already" in message
 #
 # The library has no *softplus*, log(1 + exp(x)): a smooth bend from 0 to x. Let us add it.
 #
-# Written like that, exp(x) overflows for x = 90 in float32. The same thing written as max(x, 0) + log(1 + exp(-abs(x)))
-# never does. Its derivative is the sigmoid, 1 / (1 + exp(-x)), which can be had from the result alone: 1 - exp(-y).
-# ``expm1(-y)`` is exp(-y) - 1 without the loss of digits near 0. So this vjp reads ``y``, and ``x`` need not be kept.
+# Written like that, exp(x) overflows for x = 90 in float32. The same thing written as max(x, 0) + log(1 +
+# exp(-abs(x))) never does. Its derivative is the sigmoid, 1 / (1 + exp(-x)), which can be had from the result alone:
+# 1 - exp(-y). ``expm1(-y)`` is exp(-y) - 1 without the loss of digits near 0. So this vjp reads ``y``, and ``x`` need
+# not be kept.
 
 # %%
 RULES.pop("softplus", None)          # a name may be taken only once; this lets you run the cell twice
@@ -239,10 +239,11 @@ def _(xp, g, y):
 
 # %% [markdown]
 # Is it right? Ask the function itself: go a small step h to the right and to the left, and see how far the result
-# moves. The slope between is the *central difference*, (f(x + h) - f(x - h)) / 2h, and the gradient must agree with it.
+# moves. The slope between is the *central difference*, (f(x + h) - f(x - h)) / 2h, and the gradient must agree with
+# it.
 #
-# How small is small? A large step cuts off the bend of the function, a small one drowns in rounding: f(x + h) and
-# f(x - h) share most of their digits, and the difference keeps only the rest. The figure shows both.
+# How small is small? A large step cuts off the bend of the function, a small one drowns in rounding: f(x + h) and f(x
+# - h) share most of their digits, and the difference keeps only the rest. The figure shows both.
 
 # %%
 steps = 2.0 ** -np.arange(1, 50)
@@ -267,7 +268,7 @@ with style.applied():
     axes.set(yscale="log", title="A central difference of softplus at 0.9", xlabel="step h (no unit)",
              ylabel="relative error of the slope\n(no unit)")
     style.legend(figure, axes.get_lines())
-    print(style.save(figure, f"{FIGURES}/01-finite-differences.png"))
+    print(style.save(figure, "figures/01-finite-differences.png"))
 
 assert errors32.min() > 1e-6                                         # never six digits in float32
 assert errors32[19] > 0.01                                           # a step of a millionth: one per cent off, or more
@@ -276,8 +277,8 @@ assert errors32[steps < 2.0**-26].min() == 1                         # h is lost
 assert errors64[16] < 1e-9                                           # at 2^-17, the step that the library takes
 
 # %% [markdown]
-# That is why gradients are checked in float64, where there is room between the two errors, and why float64 is found in
-# no other place of the library. The rule can go there because it knows arrays, not formats.
+# That is why gradients are checked in float64, where there is room between the two errors, and why float64 is found
+# in no other place of the library. The rule can go there because it knows arrays, not formats.
 #
 # ``check_gradient`` does this for a whole array at once, along a random direction. It returns how much of the allowed
 # error was used (below 1 is a pass), or raises an error that names the rule and the input. ``check_float32`` then
@@ -291,7 +292,8 @@ assert check_gradient(softplus, values)[0] < 1
 assert check_float32(softplus, values)[0] < 1
 
 # %% [markdown]
-# A check that never fails is worth nothing. So plant three mistakes that happen to everybody, and see each of them found.
+# A check that never fails is worth nothing. So plant three mistakes that happen to everybody, and see each of them
+# found.
 
 # %%
 MISTAKES = {
@@ -363,7 +365,7 @@ with style.applied():
              title="Gradients against the same graph in float64",
              xlabel="largest error of the gradient, relative to its largest entry (no unit)")
     style.legend(figure, handles)
-    print(style.save(figure, f"{FIGURES}/01-gradient-errors.png"))
+    print(style.save(figure, "figures/01-gradient-errors.png"))
 
 in_roundoffs = {format: np.array(found) / format.roundoff for format, found in errors.items()}
 print({format.name: f"{found.min():.2f} ... {found.max():.2f} unit roundoffs" for format, found in in_roundoffs.items()})
@@ -378,8 +380,8 @@ assert in_roundoffs[FLOAT32].max() < 16
 # Cotangents that meet
 # --------------------
 #
-# In the neuron above ``off`` was used twice, and its two cotangents had to be added. In a language model a value may be
-# used often: a residual stream feeds every block, an embedding row every place where its token occurs.
+# In the neuron above ``off`` was used twice, and its two cotangents had to be added. In a language model a value may
+# be used often: a residual stream feeds every block, an embedding row every place where its token occurs.
 #
 # Added one by one in float16, small shares vanish beside a large one. At 1 the next float16 number is 1 + 1/1024. A
 # share of 1/4096 is a quarter of that step, so 1 + 1/4096 rounds back to 1, and it does so eight times in a row. The
@@ -406,8 +408,8 @@ assert summed_once == 1 + 8 / 4096                                   # the exact
 # -----------------------------
 #
 # Memory in training is mostly *activations*: arrays of the forward pass that wait for the backward pass. Since a vjp
-# names what it reads, nothing else is kept, and everything in the format that it has. Here is what one float16 operation
-# on a batch of 64 rows of 256 channels leaves behind, counted in arrays of the input's size.
+# names what it reads, nothing else is kept, and everything in the format that it has. Here is what one float16
+# operation on a batch of 64 rows of 256 channels leaves behind, counted in arrays of the input's size.
 
 # %%
 rows, channels = 64, 256
@@ -568,7 +570,7 @@ with style.applied():
     style.legend(figure, [style.key("spiral 0, unseen points", color=style.BLUE, marker="o", linestyle="none"),
                           style.key("spiral 1, unseen points", color=style.VERMILLION, marker="^", linestyle="none"),
                           style.key("where the network changes its mind", color="black")])
-    print(style.save(figure, f"{FIGURES}/01-boundary.png"))
+    print(style.save(figure, "figures/01-boundary.png"))
 
 # %% [markdown]
 # Both recipes find the spirals, and they draw nearly the same line, although one of them computed with three decimal
@@ -577,7 +579,8 @@ with style.applied():
 # What to take along
 # ------------------
 #
-# - A gradient is the chain rule, walked once from the loss to the weights. Each rule brings its own link of the chain.
+# - A gradient is the chain rule, walked once from the loss to the weights. Each rule brings its own link of the
+#   chain.
 # - A gradient that has not been checked is wrong until proven otherwise, and the check is done in float64.
 # - float16 inside operations is float32, rounded once. Sums, where digits die, never see float16.
 # - What a vjp does not name is not kept. That is where memory is saved.

@@ -4,23 +4,25 @@ float16 fails
 =============
 
 Take a training run that works in float32, and store everything in float16 instead: weights, activations, gradients,
-and what the optimizer remembers. Within a few steps the loss is not a number any more. Everybody who tries it sees
-this. This tutorial finds out *which tensor did it*, and it is not the one that most people suspect.
+and what the optimizer remembers. Within a few steps the loss is not a number any more. This tutorial finds out *which
+tensor did it*. It is not a gradient.
 
-Then it takes the standard remedy, mixed precision, apart into its three pieces, and measures what each of them is worth:
+Then it takes the standard remedy, *mixed precision*, apart into its three pieces, and measures what each of them is
+worth:
 
 - the optimizer's memory in float32,
 - *master weights*: a float32 copy of the weights that collects the updates,
 - *loss scaling*: a factor that lifts small gradients into float16's range.
 
-Some of what the literature reports shows up here at once. Some of it does not show at this scale, with a model of 60,000
-weights. Then the text says so, with the number, and looks for the scale at which it does show.
+Some of what the literature reports shows up here at once. Some of it does not show at this scale, with a model of
+60,000 weights. Then the text says so, with the number, and looks for the scale at which it does show.
 
 You should know what a gradient, a rounding and a training step are; tutorials 01 and 02 explain them. Losses are in
 nats a character, always as differences to float32, since the text varies with the Python version. All quoted numbers
 are asserted. The script runs for less than a minute. With ``MINILLM_QUICK=1`` runs have 40 steps of 8 windows instead
-of 150 steps of 16, and one seed instead of two. Everything about single steps is asserted as in the full run, but of the
-losses only that ``float16-mixed`` and ``float16-unscaled`` end close to float32, and that a loss scale of 2^-10 does not.
+of 120 steps of 16, and one seed instead of two. Everything about single steps is asserted as in the full run, but of
+the losses only that ``float16-mixed`` and ``float16-unscaled`` end close to float32, and that a loss scale of 2^-10
+does not.
 """
 
 # %%
@@ -48,10 +50,9 @@ from minillm.training.metrics import curves, mean_zero_share
 QUICK = os.environ.get("MINILLM_QUICK") == "1"
 threadpool_limits(1)        # products as small as these are slower on two threads than on one
 
-steps = 40 if QUICK else 150
+steps = 40 if QUICK else 120
 options = TrainOptions(layers=1, heads=4, channels=64, context=32, batch=8 if QUICK else 16, steps=steps,
-                       warmup=steps // 10, lr=1e-3,
-                       min_lr=1e-4, eval_every=0, watch_every=steps // 2)
+                       warmup=steps // 10, lr=1e-3, min_lr=1e-4, eval_every=0, watch_every=steps // 2)
 data = load_data(options)
 data = dataclasses.replace(data, validation=data.validation[:20_000])         # enough for differences between runs
 
@@ -63,12 +64,12 @@ data = dataclasses.replace(data, validation=data.validation[:20_000])         # 
 #
 # - The largest number is 65504. Beyond it stands infinity, and infinity minus infinity is *not a number*, NaN.
 # - The smallest number with all its digits is 2^-14, about 0.00006.
-# - Below that come the **subnormal** numbers: multiples of 2^-24. The smaller they are, the fewer digits they have. The
-#   smallest is 2^-24 itself, about 0.00000006.
+# - Below that come the **subnormal** numbers: multiples of 2^-24. The smaller they are, the fewer digits they have.
+#   The smallest is 2^-24 itself, about 0.00000006.
 # - What is at most half of that, 2^-25, is rounded to **zero**.
 #
-# The distance from a number to the next is called an **ulp** (unit in the last place). A typical weight of our model is
-# 0.02, and one ulp there is 2^-16, about 0.000015.
+# The distance from a number to the next is called an **ulp** (unit in the last place). A typical weight of our model
+# is 0.02, and one ulp there is 2^-16, about 0.000015.
 
 # %%
 for value in (70000.0, 0.02, 1e-4, 1e-6, 1e-7, 1e-8):
@@ -82,8 +83,8 @@ assert np.isinf(round_to(70000.0, FLOAT16))
 assert round_to(2.0**-25, FLOAT16) == 0 < round_to(2.0**-25 * 1.001, FLOAT16)
 
 # %% [markdown]
-# Note a square: 0.0001 is a number of float16, its square 0.00000001 is zero. Whoever stores squares in float16 has only
-# half of the exponents left.
+# Note a square: 0.0001 is a number of float16, its square 0.00000001 is zero. Whoever stores squares in float16 has
+# only half of the exponents left.
 #
 # Two runs
 # --------
@@ -117,11 +118,12 @@ assert runs["float32"].trainer.diverged_at is None
 assert 2 <= broken.diverged_at <= 10
 
 # %% [markdown]
-# The first loss is the same. The second is enormous, and then it is over.
+# The first loss is nearly the same. After one update the next is enormous, or not a number at all, and then it is
+# over.
 #
-# When a step is not finite, the trainer runs it a second time and watches every rounding, which gives the same step bit
-# for bit. So it can name the *first* value that was not finite: a result of the *forward* pass that was too large for
-# float16.
+# When a step is not finite, the trainer runs it a second time and watches every rounding, which gives the same step
+# bit for bit. So it can name the *first* value that was not finite: a result of the *forward* pass that was too large
+# for float16.
 #
 # That is where the run died. It is not where the harm was done. The activations are too large because the weights are
 # too large, and those were made in the step before, when everything was still finite.
@@ -134,8 +136,8 @@ assert "overflow in rounding to float16" in broken.blame
 # One step earlier
 # ----------------
 #
-# So run the first step again and watch it. An observer is told of every rounding, with the values before (``exact``) and
-# after (``rounded``). Rounding is where things get lost, so ask of each tensor: which share of it became zero?
+# So run the first step again and watch it. An observer is told of every rounding, with the values before (``exact``)
+# and after (``rounded``). Rounding is where things get lost, so ask of each tensor: which share of it became zero?
 #
 # - the **gradient** of every weight, as it leaves the backward pass;
 # - ``m``, the optimizer's running mean of the gradient;
@@ -147,7 +149,7 @@ run = start(pure)
 before = max(float(np.abs(p.data).max()) for p in run.model.parameters() if p.ndim > 1)
 events = []
 with watch(events.append):
-    first = run.trainer.advance()
+    run.trainer.advance()
 
 
 def values(slot, of="rounded"):
@@ -181,12 +183,11 @@ assert np.abs(values("weight")).max() > 20 * before
 # Usually m and sqrt(v) are about equally large, and the weight moves by about the learning rate. If v was rounded to
 # zero and m was not, what remains is m / eps: the gradient times a *hundred million*.
 #
-# The first v is a hundredth of the squared gradient. It is rounded to zero if it is at most 2^-25, which is the case for
-# every gradient below 0.0017. And m is not, down to gradients of 0.0000003. Between those two lie most gradients.
+# The first v is a hundredth of the squared gradient. It is rounded to zero if it is at most 2^-25, which is the case
+# for every gradient below 0.0017. And m is not, down to gradients of 0.0000003. Between those two lie most gradients.
 
 # %%
-trainer = run.trainer
-optimizer = trainer.objective.optimizer
+optimizer = run.trainer.objective.optimizer
 beta1, beta2 = optimizer.betas
 v_limit, m_limit = math.sqrt(2.0**-25 / (1 - beta2)), 2.0**-25 / (1 - beta1)
 gradient = values("m", "exact") / (1 - beta1)                        # after clipping
@@ -207,7 +208,7 @@ def adam_ratio(g, eps, format):
 
 
 law = adam_ratio(np.abs(gradient[gradient != 0]), optimizer.eps, FLOAT16)
-assert np.allclose(law, ratio[gradient != 0], rtol=0.01)             # what the optimizer did, weight by weight
+assert np.mean(np.isclose(law, ratio[gradient != 0], rtol=0.01)) > 0.999     # what the optimizer did, weight by weight
 
 # %%
 with style.applied():
@@ -233,9 +234,9 @@ with style.applied():
     print(style.save(figure, "figures/03-adam-step.png"))
 
 # %% [markdown]
-# The black line is what Adam is meant to do: every weight moves by one learning rate, whatever its gradient. The dotted
-# line is what it does when v is float16. More than half of the weights move by more than a hundred learning rates, some
-# by more than a hundred thousand.
+# The black line is what Adam is meant to do: every weight moves by one learning rate, whatever its gradient. The
+# dotted line is what it does when v is float16. More than half of the weights move by more than a hundred learning
+# rates, some by more than a hundred thousand.
 #
 # So the chain of events is this:
 #
@@ -249,9 +250,9 @@ with style.applied():
 # Change one thing at a time
 # --------------------------
 #
-# A good story is not yet a proof. If it is right, then the run must survive when only the optimizer's memory is float32
-# (or eps large enough), and must not survive when anything else is. Six recipes that differ from ``float16`` in one
-# field each:
+# A good story is not yet a proof. If it is right, then the run must survive when only the optimizer's memory is
+# float32 (or eps large enough), and must not survive when anything else is. So here is ``float16`` again, and five
+# times with one thing changed:
 
 # %%
 repairs = {
@@ -286,12 +287,12 @@ assert survivors == ["optimizer's memory in float32", "eps = 1e-4"]
 # A larger eps: alive, but another optimizer
 # ------------------------------------------
 #
-# With eps = 0.0001 the worst step is not a hundred thousand learning rates, but about 17 (the dashed line in the
-# figure). That is harmless enough to train. How much is lost by it?
+# With eps = 0.0001 the worst first step is not a hundred thousand learning rates, but about 17 (the dashed line in
+# the figure). That is harmless enough to train. How much is lost by it?
 #
-# Here, nothing: the run even ends a little *below* float32. That is no merit of float16. Where v is zero, weights move
-# too fast by up to that factor of 17, and where gradients are smaller than eps they move too slowly. It is a different
-# optimizer, and in so short a training a faster one happens to do better. Three controls say so:
+# Here, nothing: the run even ends a little *below* float32. That is no merit of float16. Where v is zero, weights
+# move too fast by up to that factor of 17, and where gradients are smaller than eps they move too slowly. It is a
+# different optimizer, and in so short a training a faster one happens to do better. Three controls point that way:
 #
 # - float16 with a float32 memory, the same eps as float32: no gain;
 # - float32 with eps = 0.0001: no gain;
@@ -306,7 +307,7 @@ if not QUICK:
     for name, control in controls.items():
         print(f"{name:34}{gap(control):+.4f} nats")
     large_eps, memory, float32_eps, faster = map(gap, controls.values())
-    assert -0.05 < large_eps < 0
+    assert -0.1 < large_eps < 0
     assert 0 < memory < 0.01
     assert 0 < float32_eps < 0.03
     assert faster < 2 * large_eps
@@ -324,18 +325,21 @@ assert 16 < adam_ratio(np.geomspace(1e-6, 0.1, 5000), 1e-4, FLOAT16).max() < 18
 
 # %%
 mixed = recipe_named("float16-mixed")
-halfway = start(mixed, **EVERY)
-halfway.trainer.observers = (ExponentHistogram(),)                   # of cotangents in the watched steps, for later
-while halfway.trainer.step < steps // 2:
-    halfway.records.append(halfway.trainer.advance())
-masters = {p.name: p.data.copy() for p in halfway.model.parameters()}
-halfway.records.append(halfway.trainer.advance())                    # the one step that is looked at below
-updated = {p.name: p.data for p in halfway.model.parameters()}
-follow(halfway, quiet=True)
-runs["float16-mixed"] = halfway
-print(f"float16-mixed: {gap(halfway):+.5f} nats, {halfway.trainer.skipped} skipped steps")
+runs["float16-mixed"] = run = start(mixed, **EVERY)
+run.trainer.observers = (ExponentHistogram(),)                       # of cotangents in the watched steps, for later
+masters = {}                                                         # the weights after four of the steps, for later too
 
-assert abs(gap(halfway)) < 0.003
+
+def remember(record):
+    """Keep all weights, as one vector, around the step in the middle and around the last."""
+    if "loss" in record and record["step"] in (steps // 2, steps // 2 + 1, steps - 1, steps):
+        masters[record["step"]] = np.concatenate([p.data.ravel() for p in run.model.parameters()])
+
+
+follow(run, quiet=True, log=remember)
+print(f"float16-mixed: {gap(run):+.5f} nats, {run.trainer.skipped} skipped steps")
+
+assert abs(gap(run)) < 0.003
 
 # %% [markdown]
 # Nothing is lost that can be seen. The optimizer's memory was the first piece; now the second.
@@ -344,19 +348,28 @@ assert abs(gap(halfway)) < 0.003
 # --------------
 #
 # An update of 0.000004 to a weight of 0.02 is a quarter of an ulp there: in float16 the sum rounds back to the old
-# weight. The update is *lost*, and so is the next one, for as long as they are that small. Added to a float32 copy, the
-# **master weights**, they add up, until they show in the float16 copy too.
+# weight. The update is *lost*, and so is the next one, for as long as they are that small. Added to a float32 copy,
+# the **master weights**, they add up, until they show in the float16 copy too.
 #
-# Between two powers of two the ulp is the same for all numbers. Relative to the number it is 2^-10 at the lower end and
-# nearly 2^-11 at the upper end. Half an ulp decides. So an update is lost if it is below 2^-12 of its weight, survives
-# above 2^-11, and in between it depends on where the weight lies. Here is the step in the middle of training, with the
-# very updates that the float32 masters received.
+# Between two powers of two the ulp is the same for all numbers. Relative to the number it is 2^-10 at the lower end
+# and nearly 2^-11 at the upper end. Half an ulp decides. So an update is lost if it is below 2^-12 of its weight,
+# survives above 2^-11 (a 2048th), and in between it depends on where the weight lies. Here is a step in the middle of
+# training, with the very updates that the float32 masters received.
 
 # %%
-weight = np.concatenate([round_to(masters[name], FLOAT16).astype(np.float32).ravel() for name in masters])
-update = np.concatenate([(updated[name] - masters[name]).ravel() for name in masters])
+assert np.float16(0.02) + np.float16(0.000004) == np.float16(0.02)
+
+
+def weights_and_updates(before, after):
+    """The float16 weights before a step, as float32, and what the step added to their masters."""
+    return round_to(masters[before], FLOAT16).astype(np.float32), masters[after] - masters[before]
+
+
+weight, update = weights_and_updates(steps // 2, steps // 2 + 1)
 lost = lost_updates(weight, weight + update, FLOAT16)
-print(f"{lost:.1%} of the updates would be lost in float16 weights")
+last_weight, last_update = weights_and_updates(steps - 1, steps)
+lost_at_last = lost_updates(last_weight, last_weight + last_update, FLOAT16)
+print(f"{lost:.1%} of the updates would be lost in float16 weights, in the last step {lost_at_last:.1%}")
 
 log_ratio = np.log2(np.abs(update / np.where(weight == 0, np.inf, weight)), where=update != 0, out=np.full_like(update, -99))
 edges = np.arange(-18, -3.75, 0.25)
@@ -386,7 +399,8 @@ with style.applied():
 assert -12 < half_point <= -11
 assert lost_between(-18, -12)[0] > 0.99
 assert lost_between(-11, 0)[0] < 0.01
-assert 0.02 < lost < 0.5
+assert 0.005 < lost < 0.1
+assert lost_at_last > 2 * lost
 
 # %% [markdown]
 # What does it cost to do without? The recipe ``float16-no-master`` has everything that mixed precision has, but no
@@ -399,25 +413,26 @@ costs = [gap(runs["float16-no-master"])]
 if not QUICK:
     second = {recipe.name: train(recipe, seed=1).val_loss for recipe in (float32, no_master)}
     costs.append(second["float16-no-master"] - second["float32"])
-    print("no master weights:", ", ".join(f"{cost:+.4f}" for cost in costs), f"nats; mixed: {gap(halfway):+.4f}")
+    print("no master weights:", ", ".join(f"{cost:+.4f}" for cost in costs), f"nats; mixed: {gap(runs['float16-mixed']):+.4f}")
     assert all(0.001 < cost < 0.01 for cost in costs)
-    assert min(costs) > 3 * abs(gap(halfway))
+    assert min(costs) > 3 * abs(gap(runs["float16-mixed"]))
 
 # %% [markdown]
-# A few thousandths of a nat: small, but the same in both seeds, and many times what separates ``float16-mixed`` from
-# float32. In this short training the learning rate is high and most updates are large enough. Near the end of a long
-# one, with a small learning rate, more of them fall below the line.
+# A few thousandths of a nat: small, but alike in both seeds, and more than three times what separates
+# ``float16-mixed`` from float32. In so short a training the learning rate is high most of the time, and less than a
+# tenth of the updates are too small. In the last step, when the learning rate has come down, it is more than twice as
+# many. A long training spends most of its time there.
 #
 # Loss scaling
 # ------------
 #
-# The third piece is about **cotangents**: the gradients of the loss with respect to everything on the way, the numbers
-# that travel through the backward pass. Many are tiny. A batch of 512 characters divides the loss by 512, and a
-# character that the model rightly thinks unlikely adds little.
+# The third piece is about **cotangents**: the gradients of the loss with respect to everything on the way, the
+# numbers that travel through the backward pass. Many are tiny. A batch of 512 characters divides the loss by 512, and
+# a character that the model rightly thinks unlikely adds little.
 #
-# Backward is linear: a loss that is multiplied by S gives cotangents that are all multiplied by S. This S is the **loss
-# scale**. It is a power of two, so that multiplying by it and dividing by it is exact. Here is how large cotangents are,
-# without it and with the scale 65536 = 2^16 of the mixed recipe.
+# Backward is linear: a loss that is multiplied by S gives cotangents that are all multiplied by S. This S is the
+# **loss scale**. It is a power of two, so that multiplying by it and dividing by it is exact. Here is how large
+# cotangents are, without it and with the scale 65536 = 2^16 of the mixed recipe.
 
 # %%
 runs["float16-unscaled"] = start(recipe_named("float16-unscaled"), **EVERY)
@@ -427,11 +442,11 @@ histograms = {name: runs[name].trainer.observers[0].counts for name in ("float16
 print(gradient_exponents(histograms, "figures/03-exponents.png"))
 
 # %% [markdown]
-# Without a scale they lie at the lower end of what float16 has: most are subnormal, and have only some of their digits.
-# With 2^16 all of them move up into the normal range.
+# Without a scale they lie at the lower end of what float16 has: around half are subnormal, and have only some of
+# their digits. With 2^16 nearly all move up into the normal range.
 #
-# How many become zero, and where? Watch one backward pass of the trained model, at three scales, and sort what happens
-# to the cotangent of every result in the model.
+# How many become zero, and where? Watch one backward pass of the trained model, at three scales, and sort what
+# happens to the cotangent of every result in the model.
 
 
 # %%
@@ -484,7 +499,7 @@ with style.applied():
     print(style.save(figure, "figures/03-where-zeros.png"))
 
 assert 0.0005 < found["1"].share("became zero") < 0.02
-assert found["1"].share("subnormal") > 0.4
+assert 0.4 < found["1"].share("subnormal") < 0.8
 assert found["2^16"].share("became zero") < 0.0001
 assert found["2^16"].share("subnormal") < 0.01
 assert found["2^-10"].share("became zero") > 0.2
@@ -497,7 +512,9 @@ assert found["2^-10"].share("became zero") > 0.2
 # Does it hurt?
 # -------------
 #
-# The literature has runs that fail without loss scaling. This one does not.
+# The literature has runs that fail without loss scaling. Micikevicius and others (2018, arXiv 1710.03740) report an
+# object detector in whose training 67 % of the activations' gradients were zero in float16. It diverged without a
+# scale, and trained with a scale of 8. This one does not diverge.
 
 # %%
 print(f"no loss scale: {gap(runs['float16-unscaled']):+.5f} nats, {mean_zero_share(runs['float16-unscaled'].records):.2%} of "
@@ -528,18 +545,17 @@ assert {r["loss_scale"] for r in runs["float16-mixed"].records if "loss_scale" i
 assert gap(swept[-10]) > (0.05 if QUICK else 0.3)
 assert mean_zero_share(swept[-10].records) > 0.2
 if not QUICK:
-    assert abs(gap(swept[-6])) < 0.02
-    assert 0.02 < gap(swept[-8]) < 0.2
+    assert abs(gap(swept[-6])) < 0.03 < gap(swept[-8]) < 0.3
     assert gap(swept[-12]) > 0.5
 
 # %% [markdown]
-# - At 2^-6 about a tenth of all cotangents is zero, and still no more than two hundredths of a nat are lost.
-# - At 2^-8 it begins to show.
+# - At 2^-6 about a tenth of all cotangents is zero, and still less than three hundredths of a nat are lost.
+# - At 2^-8 it is more than that, and begins to hurt.
 # - At 2^-10 and below training is ruined: 0.3 nats and more behind.
 #
 # So this model stood eight powers of two away from trouble. A larger batch, a longer context or a larger vocabulary
-# makes cotangents smaller: each doubling of the batch takes one of the eight. That is why the literature sees failures
-# that a small model does not, and why a scale that costs nothing is always switched on.
+# makes cotangents smaller: each doubling of the batch takes one of the eight. That is one reason why large models
+# fail where a small one does not, and why one switches on a scale that costs nothing.
 #
 # (The share of zeros at 2^-12 may be *smaller* than at 2^-10. Counted are values that rounding made zero. What is
 # already zero cannot become zero again.)
@@ -548,14 +564,14 @@ if not QUICK:
 # -----------------------
 #
 # A large scale pushes the largest cotangents beyond 65504. So the *dynamic* scale looks for its own value: after an
-# overflow the step is skipped and the scale halved, after a number of good steps it is doubled. Here it starts far too
-# high, at 2^30, and tries to grow every ten steps (2,000 in the recipe), so that something happens.
+# overflow the step is skipped and the scale halved, after a number of good steps it is doubled. Here it starts far
+# too high, at 2^30, and tries to grow every ten steps (2,000 in the recipe), so that something happens.
 
 # %%
 restless = start(dataclasses.replace(mixed, loss_scaling=LossScaling(initial=2.0**30, growth_interval=10)), steps=60, warmup=6)
 untouched = True
 while restless.trainer.step < 60:
-    weights = {p.name: p.data for p in restless.model.parameters()}
+    weights = {p.name: p.data.copy() for p in restless.model.parameters()}
     record = restless.trainer.advance()
     restless.records.append(record)
     if record["skipped"]:
@@ -573,10 +589,10 @@ assert all(2.0**16 <= r["loss_scale"] <= 2.0**19 for r in restless.records[30:])
 assert restless.records[-1]["loss"] < restless.records[0]["loss"] - 0.5
 
 # %% [markdown]
-# A skipped step leaves no trace: no weight was touched. The scale comes down by one power of two at each, and then swings
-# around the largest value that fits, at the price of a skipped step each time that it tries for more. That value is
-# between 2^16 and 2^19 here. So this model trains well with every scale from 2^-6 to 2^16: a window of 23 powers of two,
-# of which the recipe takes the upper end.
+# A skipped step leaves no trace: no weight was touched. The scale comes down by one power of two at each, and then
+# swings around the largest value that fits, at the price of a skipped step each time that it tries for more. That
+# value is between 2^16 and 2^19 here. So this model trains well with every scale from 2^-6 to 2^16: a window of 23
+# powers of two, of which the recipe takes the upper end.
 #
 # All together
 # ------------
@@ -589,10 +605,9 @@ print(loss_curves({name: curves(run.records) | {"diverged_at": run.trainer.diver
 # What to take along
 # ------------------
 #
-# - Pure float16 fails in the *optimizer* first. The second moment is a square, squares are zero below 2^-25, and m / eps
-#   is a step of up to a hundred thousand learning rates. The gradients are fine.
-# - The value that is reported first as not finite is the victim, often one step later, and seldom the culprit. Watch the
-#   step before.
+# - Pure float16 fails in the *optimizer* first. The second moment is a square, and squares soon are zero. What is
+#   then divided by eps alone makes steps of more than a hundred thousand learning rates. The gradients are fine.
+# - The value that is reported first as not finite was the victim here, not the culprit. Watch the step before.
 # - Change one thing at a time: it tells a cause from a good story.
 # - Master weights keep updates below 2^-12 of a weight. Without them this run lost a few thousandths of a nat.
 # - Loss scaling was not needed here, and would be after eight halvings of the gradients.

@@ -277,7 +277,8 @@ def backward(loss: Tensor) -> dict:
         for parent, share in zip(at.parents, cotangents(xp, at, exact), strict=True):
             if parent is not None:
                 here = arriving.get(id(parent))
-                arriving[id(parent)] = share if here is None else here + share
+                with np.errstate(all="ignore"):              # infinities of both signs may meet
+                    arriving[id(parent)] = share if here is None else here + share
         at.kept, at.parents = None, ()
     return gradients
 
