@@ -242,8 +242,8 @@ def _(xp, g, y):
 # moves. The slope between is the *central difference*, (f(x + h) - f(x - h)) / 2h, and the gradient must agree with
 # it.
 #
-# How small is small? A large step cuts off the bend of the function, a small one drowns in rounding: f(x + h) and f(x
-# - h) share most of their digits, and the difference keeps only the rest. The figure shows both.
+# How small is small? A large step cuts off the bend of the function, a small one drowns in rounding: the two values
+# share most of their digits, and the difference keeps only the rest. The figure shows both.
 
 # %%
 steps = 2.0 ** -np.arange(1, 50)
