@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from minillm import kernels
 from minillm._version import __version__
 from minillm.backend import usable_cores
 from minillm.errors import MiniLLMError, unknown
@@ -193,8 +192,6 @@ def carry_out(argv: Sequence[str]) -> int:
     arguments, rest = parser.parse_known_args(argv[1:])
     if rest:
         raise unknown("option", rest[0].partition("=")[0], parser._option_string_actions)
-    if not arguments.quiet and argv[0] in ("demo", "train", "compare") and kernels.must_compile():
-        print("compiling kernels, once on this machine: about half a minute", file=sys.stderr)
     with blas_threads(getattr(arguments, "threads", 0)):
         answer = COMMANDS[argv[0]][0](arguments)
     if arguments.json:

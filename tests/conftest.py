@@ -1,9 +1,14 @@
 """What all tests share: Hypothesis draws the same examples on every run, and exhaustive tests run on request only."""
+import signal
+
 import pytest
 from hypothesis import settings
 
 settings.register_profile("minillm", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("minillm")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:          # as a shell leaves it for what it starts in the background:
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # the programs that the tests interrupt would inherit it
 
 
 def pytest_collection_modifyitems(config, items):

@@ -12,7 +12,9 @@ import pytest
 from tiny_run import SMALL, contents, write_text
 
 from minillm import cli, files
+from minillm.errors import MiniLLMError
 from minillm.experiments import options as options_module
+from minillm.experiments import running, workers
 from minillm.experiments import train as train_module
 from minillm.experiments.options import TrainOptions
 from minillm.training.checkpoint import read_state
@@ -87,9 +89,23 @@ def assert_one_line(err):
     assert "Traceback" not in err
 
 
-def started(*argv):
-    """The command in a process of its own."""
-    return subprocess.Popen([sys.executable, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+PATIENCE = 600                                                 # seconds; then a program that hangs is a failed test
+
+
+@pytest.fixture
+def started():
+    """Starts the command in a process of its own; one that a failed test leaves behind is ended."""
+    processes = []
+
+    def start(*argv, **options):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([sys.executable, *map(str, argv)], **pipes, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 # --- texts
@@ -316,7 +332,7 @@ def test_a_resume_as_another_model(argv, says, refused, trained):
 def wait_for(condition, process):
     """Until the condition holds; the process must not have ended before."""
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=PATIENCE)
         time.sleep(0.01)
 
 
@@ -338,11 +354,11 @@ sys.exit(main())
 
 
 @pytest.mark.usefixtures("figures")
-def test_ctrl_c_writes_a_checkpoint_from_which_the_run_goes_on_bit_for_bit(text, tmp_path):
+def test_ctrl_c_writes_a_checkpoint_from_which_the_run_goes_on_bit_for_bit(started, text, tmp_path):
     argv = ["train", *SIZE, "--text", text, "--recipe", "float16-mixed", "--dropout", "0.1"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     process = started("-c", PRESSING, "7", *argv, "--out", run, "--json")                # in the midst of the eighth attempt
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, json.loads(out)["steps"], json.loads(out)["diverged_at"]) == (130, 8, None)
     assert err.splitlines()[-1] == f"minillm: stopped after step 8, checkpoint written: go on with minillm train --resume {run}"
     assert read_metrics(run / "metrics.jsonl")[-1]["step"] == 8
@@ -351,24 +367,24 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_run_goes_on_bit_for_bit(text,
     assert contents(run) == contents(whole)
 
 
-def test_a_second_ctrl_c_ends_the_program_and_keeps_the_last_checkpoint(text, tmp_path):
+def test_a_second_ctrl_c_ends_the_program_and_keeps_the_last_checkpoint(started, text, tmp_path):
     process = started("-c", PRESSING.replace("os.kill", "[os.kill(os.getpid(), signal.SIGINT) for _ in range(2)] or os.kill"), "7",
                       "train", *SIZE, "--text", text, "--out", tmp_path / "run", "--quiet")
-    assert (*process.communicate(), process.returncode) == ("", "minillm: stopped\n", 130)
+    assert (*process.communicate(timeout=PATIENCE), process.returncode) == ("", "minillm: stopped\n", 130)
     assert read_state(tmp_path / "run" / "state.safetensors")[1]["step"] == 5
 
 
-def test_ctrl_c_in_the_last_attempt_is_the_end_of_the_run(text, tmp_path):
+def test_ctrl_c_in_the_last_attempt_is_the_end_of_the_run(started, text, tmp_path):
     process = started("-c", PRESSING, "11", "train", *SIZE, "--text", text, "--out", tmp_path / "run", "--quiet", "--json")
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err, json.loads(out)["steps"]) == (0, "", 12)
     assert json.loads(out)["val_loss"] == read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val_loss"]
 
 
-def test_ctrl_c_in_an_attempt_that_diverges_writes_nothing_over_the_last_good_checkpoint(text, tmp_path):
+def test_ctrl_c_in_an_attempt_that_diverges_writes_nothing_over_the_last_good_checkpoint(started, text, tmp_path):
     run = tmp_path / "run"
     process = started("-c", PRESSING, "3", "train", *SIZE, "--text", text, "--out", run, "--quiet", *DIVERGING, "--eval-every", "2")
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (2, "")
     assert_one_line(err)
     assert "not finite at step 4" in err
@@ -384,13 +400,42 @@ def test_ctrl_c_before_training_leaves_no_folder(say, here, text, monkeypatch):
     assert contents(here) == {}
 
 
-def test_ctrl_c_in_a_comparison_ends_its_workers(text, tmp_path):
+IN_BACKGROUND = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
+def test_a_run_that_a_shell_started_in_the_background_ignores_ctrl_c(started, text, tmp_path):
+    argv = ["train", *SIZE, "--text", text, "--out", tmp_path / "run", "--quiet", "--json"]
+    process = started("-c", IN_BACKGROUND + PRESSING, "3", *argv)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err, json.loads(out)["steps"]) == (0, "", 12)
+
+
+@pytest.mark.parametrize("command", [["train"], ["compare", "--recipes", "float32"], ["demo"]])
+def test_compiling_is_announced_unless_quiet(command, say, here, text, monkeypatch):
+    def ready(*_, **__):
+        raise MiniLLMError("enough")
+
+    monkeypatch.setattr(running.kernels, "must_compile", lambda: True)
+    monkeypatch.setattr(running, "tqdm", ready)
+    monkeypatch.setattr(workers, "tqdm", ready)
+    argv = [*command, "--out", "new", *([] if command == ["demo"] else [*SIZE, "--text", text])]
+    assert say(*argv)[2] == "compiling kernels, once on this machine: about half a minute\nminillm: enough\n"
+    assert say(*argv, "--quiet", *(["--force"] if command == ["train"] else []))[2] == "minillm: enough\n"
+
+
+def test_a_refusal_comes_before_the_compiling(refused, here, monkeypatch):
+    monkeypatch.setattr(running.kernels, "must_compile", lambda: True)
+    refused("train", "--text", "missing", says="does not exist")
+    refused("train", "--resume", "missing", says="there is no run missing")
+
+
+def test_ctrl_c_in_a_comparison_ends_its_workers(started, text, tmp_path):
     figures = tmp_path / "figures"
     process = started("-m", "minillm", "compare", *SIZE, "--text", text, "--steps", "1000000", "--recipes", "float32,float16-mixed",
                       "--out", figures, "--quiet")
     wait_for(figures.exists, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate()                           # ends when the last process that holds the pipe has ended
+    out, err = process.communicate(timeout=PATIENCE)           # ends when the last process that holds the pipe has ended
     assert (process.returncode, out, err) == (130, "", "minillm: stopped\n")
     assert contents(tmp_path) == {}
 
@@ -563,10 +608,10 @@ def test_the_defaults_are_the_published_configuration():
     assert (o.recipe, o.eval_every, o.corpus, o.watch_every) == ("float32", 500, "pydoc", 50)
 
 
-def test_a_reader_that_is_gone_is_no_error(trained):
+def test_a_reader_that_is_gone_is_no_error(started, trained):
     process = started("-m", "minillm", "sample", trained, "--tokens", "1")
     process.stdout.close()
-    assert process.wait() == 0
+    assert process.wait(PATIENCE) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
 

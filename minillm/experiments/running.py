@@ -1,11 +1,13 @@
 """A run: attempts with a progress bar, validation in between, and what came of it as plain data."""
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from minillm import kernels
 from minillm.autograd.watching import watch
 from minillm.conversion.rounding import round_to_int8
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
@@ -38,6 +40,12 @@ def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None) -> 
     return Run(options, data, model, make_trainer(options, data, model))
 
 
+def announce_compiling(quiet: bool) -> None:
+    """Say why the first step takes so long, once all that can be wrong with the input has been found."""
+    if not quiet and kernels.must_compile():
+        print("compiling kernels, once on this machine: about half a minute", file=sys.stderr)
+
+
 def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict], None] | None = None,
            save: Callable[[], None] | None = None, stopped: Callable[[], bool] = lambda: False) -> None:
     """Train to the end, to a divergence, or until `stopped()`; validate every `eval_every` attempts and at the end.
@@ -49,6 +57,7 @@ def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict],
         if log:
             log(record)
 
+    announce_compiling(quiet)
     total, shown = run.options.steps, {}
     with tqdm(total=total, initial=run.trainer.step, desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5) as bar:
         while run.trainer.step < total and run.trainer.diverged_at is None:

@@ -85,7 +85,10 @@ def carry_out(run: Run, folder: RunFolder, quiet: bool) -> dict:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is read between steps: the first one sets what this yields, a second one ends the program at once."""
+    """Ctrl-C is read between steps: the first one sets what this yields, a second one ends the program at once.
+
+    A program that a shell started in the background ignores Ctrl-C, and goes on to.
+    """
     pressed = threading.Event()
 
     def note(number, frame):
@@ -93,7 +96,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed.set()
 
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield pressed.is_set
         return
     before = signal.signal(signal.SIGINT, note)

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from minillm.backend import usable_cores
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions
-from minillm.experiments.running import experiment
+from minillm.experiments.running import announce_compiling, experiment
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def experiments(jobs: list[tuple[TrainOptions, bool]], quiet: bool = False, title: str = "") -> list[dict]:
     """What `experiment(options, int8)` gives for each job, in their order."""
+    announce_compiling(quiet)
     waiting, results = queue.SimpleQueue(), [None] * len(jobs)
     for number, job in enumerate(jobs):
         waiting.put((number, job))
