@@ -17,7 +17,7 @@ RECIPES = ("float32", "bfloat16-mixed", "float16-mixed", "float16-unscaled", "fl
 LOG2_SCALES = (-10, -8, -7, -6, -4, -2, 0, 4, 8, 12, 16)
 SMALL = TrainOptions(layers=2, heads=4, channels=64, steps=400, warmup=40, eval_every=100)
 GROWTH_INTERVAL = 50             # instead of 2000, so that the scale is seen to grow into an overflow and to step back
-SWEEP_STEPS = 200
+SWEEP_STEPS = 150
 ROLES = ("weights", "gradients", "optimizer", "activations")
 
 
