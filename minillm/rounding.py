@@ -3,7 +3,9 @@
 `round_to` works on bit patterns, never on floor(log2(x)), which is wrong just below most powers of two. A float64 input is rounded
 from its own bits: through float32 it would be rounded twice.
 """
+import functools
 import math
+import re
 
 import numpy as np
 
@@ -12,30 +14,51 @@ from minillm.backend import array_module
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import BFLOAT16, FLOAT16, Format
 
-ROUNDINGS = ("nearest_even",)
+ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
 
 _KERNELS = {FLOAT16: "to_float16", BFLOAT16: "to_bfloat16"}
 
 
+@functools.cache
+def check_rounding(rounding: str) -> tuple[str, int]:
+    """The mode and its random bits: "stochastic_8" draws 8 of them, "stochastic" 32. MiniLLMError for an unknown one."""
+    found = re.fullmatch(r"stochastic_([1-9]|[12]\d|3[0-2])", rounding)
+    if rounding not in ROUNDINGS and not found:
+        raise unknown("rounding", rounding, (*ROUNDINGS, "stochastic_8"))
+    return ("stochastic", int(found[1])) if found else (rounding, 32)
+
+
 def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None = None):
-    """Round floating values into a format: each to its nearest value, ties to even; beyond the largest, infinity.
+    """Round floating values into a format, each to one of the two values of the format that are next to it.
 
     x: array of any shape and byte order, float16, float32 or float64, or a Python float. Returns an array of `format.storage`;
-    x itself if there is nothing to round. NaN stays NaN (quiet), signed zeros keep their sign, subnormals are kept. `key` is
-    for roundings that draw random bits. Raises MiniLLMError for integers, long doubles and an unknown rounding.
+    x itself if there is nothing to round. rounding: one of ROUNDINGS, or "stochastic_n" with n random bits instead of 32; a
+    stochastic one needs a `key`, from which and from each value's place in x its bits come. Signed zeros keep their sign where the
+    format has them, subnormals are kept, NaN stays NaN (quiet) or becomes what `format.nan` says. Beyond the largest value the
+    nearest and stochastic modes give what `format.overflow` says, as IEEE 754 has it; modes that round towards 0 there stop at the
+    largest value. Raises MiniLLMError for integers, long doubles, an unknown rounding, and a stochastic one without a key.
     """
-    if rounding not in ROUNDINGS:
-        raise unknown("rounding", rounding, ROUNDINGS)
+    mode, random = check_rounding(rounding)
     x = floats(x, format)
+    if mode == "stochastic" and key is None:
+        raise MiniLLMError(f"{rounding} rounding to {format.name} needs a key: give a number, a new one for each array")
     if x.dtype == format.storage and not format.simulated:
         return x
-    if x.dtype == np.float32 and format in _KERNELS and isinstance(x, np.ndarray) and kernels.enabled():
-        return getattr(kernels.load("rounding"), _KERNELS[format])(x)
+    if x.dtype == np.float32 and isinstance(x, np.ndarray) and kernels.enabled() and format.tiny >= FLOAT32_TINY:
+        if mode == "nearest_even" and format in _KERNELS:
+            return getattr(kernels.load("rounding"), _KERNELS[format])(x)
+        if format.simulated and format.signed and format.zero:
+            return kernels.load("rounding").to_grid(x, format, mode, random, key or 0)
     if x.dtype == np.float16:
         x = widen(x, np.float32)
-    if format.simulated:
-        return nearest_even(x, format).astype(format.storage, copy=False)
-    return x if x.dtype == format.storage else _to_native(x, format)
+    if mode == "nearest_even" and not format.simulated:
+        return x if x.dtype == format.storage else _to_native(x, format)
+    if format.tiny < np.finfo(x.dtype).tiny:
+        x = widen(x, np.float64)                 # exact: 2^-127, the least block scale, is subnormal in float32
+    return _to_native(to_grid(x, format, mode, random, key), format)
+
+
+FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 
 
 def floats(x, format):
@@ -60,29 +83,61 @@ def _to_native(x, format):
     return y
 
 
-def nearest_even(x, format: Format):
-    """The value of a binary format nearest to each x, ties to even, on the bit patterns of x; in the type of x.
+def to_grid(x, format: Format, mode: str = "nearest_even", random: int = 32, key: int | None = None):
+    """The value of the format that a mode takes for each x, from the bit patterns of x; in the type of x.
 
-    x: float32 or float64, wider than the format. This is the specification that kernels are tested against.
+    x: float32 or float64, with `format.tiny` among its normal values. This is the specification that kernels are tested against.
     """
     xp = array_module(x)
-    word, digits, bias = (xp.uint32, 23, 127) if x.dtype == xp.float32 else (xp.uint64, 52, 1023)
-    implicit, infinity = word(1 << digits), word(2 * bias + 1 << digits)
+    word, digits = (xp.uint32, 23) if x.dtype == xp.float32 else (xp.uint64, 52)
+    width, bits_of = 8 * x.itemsize, lambda value: xp.asarray(value, x.dtype).view(word)
     x = xp.ascontiguousarray(x).reshape(x.shape)
-    sign = x.view(word) & word(1 << (8 * x.itemsize - 1))
-    size = x.view(word) ^ sign
-    exponent = xp.maximum(size >> word(digits), word(1))                      # a subnormal has the exponent of the smallest normal
-    significand = (size & (implicit - word(1))) | (implicit * (size >= implicit))
-    lowest = xp.maximum(exponent, word(bias + 1 - format.bias))               # below the format's tiny, more digits do not fit
-    drop = xp.minimum(word(digits - format.mantissa_bits) + (lowest - exponent), word(digits + 2))
-    half, odd = word(1) << (drop - word(1)), (significand >> drop) & word(1)
-    kept = (significand + half - word(1) + odd) >> drop << drop               # nearest, ties to even
-    result = xp.where(kept == 0, word(0), (exponent << word(digits)) + kept - implicit)      # a carry moves into the exponent
-    largest = xp.asarray(format.max, x.dtype).view(word)
-    result = xp.where(result > largest, infinity, result)
-    quiet = size | word(1 << (digits - 1))
-    result = xp.where(size > infinity, quiet >> word(digits - format.mantissa_bits) << word(digits - format.mantissa_bits), result)
-    return xp.asarray((result | sign).view(x.dtype))              # NumPy makes a scalar of a result without axes
+    size = x.view(word) & word(2 ** (width - 1) - 1)
+    negative = x.view(word) != size
+    exponent, smallest = xp.maximum(size >> word(digits), word(1)), bits_of(format.smallest)
+    lowest = bits_of(format.tiny) >> word(digits)                # below tiny, values have the distance that they have there
+    drop = word(digits - format.mantissa_bits) + lowest - xp.minimum(exponent, lowest)         # digits that fall away
+    drop = xp.minimum(drop, word(digits))
+    low = (size < smallest) & (smallest >= word(1 << digits))    # between 0 and the smallest value, with no digit to stay
+    below = xp.where(low, word(0), size >> drop << drop)
+    above = xp.where(low, smallest, below + (word(1) << drop))   # a carry moves into the exponent
+    part = (size & (word(1) << drop) - word(1)) << word(width - 1) - drop << word(1)           # of the way up, in 2^-width
+    short = (smallest >> word(digits)) - xp.minimum(exponent, smallest >> word(digits))        # binades
+    in_low = (size & word(2**digits - 1)) + word(1 << digits) * (size >= word(1 << digits)) << word(width - 1 - digits)
+    in_low = in_low << (short == 0).astype(word) >> xp.minimum(xp.maximum(short, word(1)) - word(1), word(width - 1))
+    part = xp.where(low, in_low, part)
+    odd = ~low & ((drop == word(digits)) | (size >> drop & word(1) == word(1)))
+    goes_up = {
+        "nearest_even": lambda: (part > word(2 ** (width - 1))) | (part == word(2 ** (width - 1))) & odd,
+        "nearest_away": lambda: part >= word(2 ** (width - 1)),
+        "toward_zero": lambda: xp.zeros(x.shape, bool),
+        "up": lambda: ~negative & (size != below), "down": lambda: negative & (size != below),
+        "stochastic": lambda: random_bits(xp, key, x.shape) >> xp.uint32(32 - random) < part >> word(width - random),
+    }[mode]()
+    result = beyond_the_ends(xp, xp.where(goes_up, above, below), size, negative, format, mode, bits_of, digits)
+    return xp.asarray(result.view(x.dtype))                      # NumPy makes a scalar of a result without axes
+
+
+def beyond_the_ends(xp, result, size, negative, format: Format, mode: str, bits_of, digits: int):
+    """Overflow, infinities, NaN and zeros as the format has them; result and size are bit patterns without a sign."""
+    infinity, largest, nan = bits_of(xp.inf), bits_of(format.max), bits_of(xp.nan)
+    if format.lowest != -format.max:
+        largest = xp.where(negative, bits_of(-format.lowest), largest)
+    stops = (mode == "toward_zero") | (mode == "up") & negative | (mode == "down") & ~negative
+    end = {"infinity": infinity, "nan": nan, "saturate": largest}[format.overflow]
+    result = xp.where(result > largest, xp.where(stops & (size < infinity), largest, end), result)
+    if not format.zero:
+        result = xp.where(size == 0, nan if format.has_nan else largest * 0, xp.maximum(result, bits_of(format.smallest)))
+    if not format.signed:
+        result = xp.where(negative & (size > 0), nan if format.has_nan else bits_of(format.lowest), result)
+    if format.specials == "ieee":
+        result = xp.where(size == infinity, infinity, result)
+    drop = nan.dtype.type(digits - max(format.mantissa_bits, 1))
+    quiet = (size | nan) >> drop << drop
+    instead = quiet if format.has_nan else largest * 0 if format.nan == "zero" else bits_of(format.max)
+    signed = format.signed & negative & (format.has_negative_zero | (result > 0)) & (format.has_nan | (size <= infinity))
+    result = xp.where(size > infinity, instead, result)
+    return result | signed.astype(result.dtype) << nan.dtype.type(8 * nan.itemsize - 1)
 
 
 def widen(x, compute):

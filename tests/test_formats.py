@@ -22,7 +22,7 @@ def test_constants_are_those_of_the_type(format):
 
 
 def test_every_format_has_its_own_words():
-    assert set(FORMATS.values()) == INFO.keys() - {FLOAT64}                   # the oracle's format is no choice of a recipe
+    assert FLOAT64 not in FORMATS.values()                                    # the oracle's format is no choice of a recipe
     assert all(format_named(name) is format for name, format in FORMATS.items())
     assert (FLOAT16.max, FLOAT16.tiny, FLOAT16.smallest_subnormal) == (65504, 2**-14, 2**-24)
 

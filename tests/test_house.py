@@ -14,7 +14,7 @@ HOUSE = Path(minillm.__file__).parent
 
 # From the ground up. The package itself (its __init__) is the door: it shows what is inside, and nothing inside imports it.
 FLOORS = [
-    "errors _version", "files", "formats", "backend", "data", "plotting", "kernels", "rounding",
+    "errors _version", "files", "formats", "backend", "data", "plotting", "kernels", "rounding", "encoding",
     "testing",                         # bounds and oracles need formats and rounding; the autograd check needs them
     "autograd", "quantization", "optim", "precision", "recipes", "nn", "models", "conversion", "training", "hybrid", "bench",
     "experiments", "cli", "__main__", "minillm",

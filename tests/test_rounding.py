@@ -13,7 +13,7 @@ from numba import njit
 from minillm import kernels as room
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32
-from minillm.rounding import nearest_even, random_bits, round_to, widen
+from minillm.rounding import random_bits, round_to, to_grid, widen
 from minillm.testing import FLOAT64
 
 HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -51,7 +51,7 @@ def rounded(x, format):
     fast, plain = (with_kernels(state, round_to, x, format) for state in ("on", "off"))
     same_bits(fast, plain)
     if x.dtype.itemsize > format.bits // 8 and x.dtype != np.float16:
-        same_bits(fast, in_storage(nearest_even(x, format), format))
+        same_bits(fast, in_storage(to_grid(x, format), format))
     return fast
 
 

@@ -1,4 +1,4 @@
-"""Whole arrays between formats: float32 to float16 and back, float32 to the bfloat16 grid."""
+"""Whole arrays between formats: float32 to float16 and back, to the bfloat16 grid, and to any other grid in any rounding."""
 import numpy as np
 from numba import njit
 
@@ -42,3 +42,111 @@ def to_float32(x: np.ndarray) -> np.ndarray:
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
     """float32 rounded to the bfloat16 grid, nearest even, stored in float32."""
     return _each(_bfloat16, x, np.float32)
+
+
+@njit(inline="always")
+def random_bits(i, low, high):
+    """rounding.random_bits for the value at i."""
+    z = np.uint32(np.uint32(i) * np.uint32(0x9E3779B9) + low)
+    z = np.uint32(np.uint32((z ^ (z >> np.uint32(16))) * np.uint32(0x85EBCA6B)) ^ high)
+    z = np.uint32(np.uint32((z ^ (z >> np.uint32(13))) * np.uint32(0xC2B2AE35)) ^ high)
+    z = np.uint32(np.uint32((z ^ (z >> np.uint32(15))) * np.uint32(0x27D4EB2F)) ^ high)
+    return np.uint32(z ^ (z >> np.uint32(16)))
+
+
+@njit(inline="always")
+def _finished(result, pattern, stops, positive, negatives, nan, minus_zero):
+    """rounding.beyond_the_ends for one value: the pattern without a sign and that of the unrounded value, to the rounded float."""
+    size = np.int32(pattern & 0x7FFFFFFF)
+    largest, end, of_infinity = negatives if pattern < 0 else positive
+    result = (largest if stops else end) if result > largest else result
+    result = of_infinity if size == 0x7F800000 else result
+    result = np.int32(result | (pattern & np.int32(-0x80000000) if (minus_zero != 0) | (result > 0) else np.int32(0)))
+    kept, instead = nan
+    return bits_float(np.int32(np.int32((pattern | 0x400000) & kept) | instead) if size > 0x7F800000 else result)
+
+
+@njit(inline="always")
+def _nearest(size, drop, tiny, evenly):
+    """The pattern of the value nearest to a size, ties to even, were there no end to the exponents."""
+    mask = np.int32(np.int32(np.int32(1) << drop) - 1)
+    normal = np.int32(np.int32(size + (mask >> 1) + (np.int32(size >> drop) & np.int32(drop > 0))) & ~mask)
+    near = float_bits((bits_float(size) + evenly) - evenly)                  # below tiny: the adder itself rounds, ties to even
+    return normal if size >= tiny else near
+
+
+@njit(**JIT)
+def _nearest_even(x, out, mantissa, lowest, smallest, positive, negatives, nan, minus_zero, evenly, coarse, low_key, high_key):
+    """Nearest even. Most arrays lie within the ends of their format: a block that does not is done again with care."""
+    drop, tiny = np.int32(23 - mantissa), np.int32(lowest << 23)
+    inside = min(positive[0], negatives[0]) if minus_zero != 0 else np.int32(0)
+    for start in range(0, x.size, 2048):
+        block, rounded, most = x[start:start + 2048], out[start:start + 2048], np.int32(0)
+        for i in range(block.size):
+            pattern = float_bits(block[i])
+            size = np.int32(pattern & 0x7FFFFFFF)
+            most = max(most, size)
+            rounded[i] = bits_float(np.int32(_nearest(size, drop, tiny, evenly) | (pattern & np.int32(-0x80000000))))
+        if most > inside:
+            for i in range(block.size):
+                pattern = float_bits(block[i])
+                result = _nearest(np.int32(pattern & 0x7FFFFFFF), drop, tiny, evenly)
+                rounded[i] = _finished(result, pattern, False, positive, negatives, nan, minus_zero)
+
+
+def _grid(mode):
+    """The loop for another mode: rounding.to_grid, value by value, on bit patterns without a sign."""
+    away, up, down, stochastic, toward_zero = (mode == m for m in ("nearest_away", "up", "down", "stochastic", "toward_zero"))
+
+    @njit(**JIT)
+    def loop(x, out, mantissa, lowest, smallest, positive, negatives, nan, minus_zero, evenly, coarse, low_key, high_key):
+        for i in range(x.size):
+            pattern = float_bits(x[i])
+            size, negative = np.int32(pattern & 0x7FFFFFFF), pattern < 0
+            exponent = max(np.int32(size >> 23), np.int32(1))
+            drop = np.int32(min(np.int32(23 - mantissa + max(np.int32(lowest - exponent), np.int32(0))), np.int32(23)))
+            low = (size < smallest) & (smallest >= 0x800000)
+            mask = np.int32(np.int32(np.int32(1) << drop) - 1)
+            below = np.int32(0) if low else np.int32(size & ~mask)
+            above = smallest if low else np.int32(below + mask + 1)
+            short = np.uint32(min(np.int32(max(np.int32((smallest >> 23) - exponent), np.int32(0))), np.int32(31)))
+            digits = np.uint32((size & 0x7FFFFF) | 0x800000) if size >= 0x800000 else np.uint32(size)
+            in_low = np.uint32(np.uint32(digits << np.uint32(8 + (short == 0))) >> (max(short, np.uint32(1)) - np.uint32(1)))
+            part = np.uint32(np.uint32(np.uint32(size & mask) << np.uint32(31 - drop)) << np.uint32(1))
+            part = in_low if low else part                       # of the way from below to above, in 2^-32
+            goes_up = away & (part >= np.uint32(1 << 31))
+            if up:
+                goes_up = (not negative) & (size != below)
+            if down:
+                goes_up = negative & (size != below)
+            if stochastic:
+                goes_up = np.uint32(random_bits(i, low_key, high_key) >> coarse) < np.uint32(part >> coarse)
+            stops = toward_zero | (up & negative) | (down & (not negative))
+            out[i] = _finished(above if goes_up else below, pattern, stops, positive, negatives, nan, minus_zero)
+    return loop
+
+
+LOOPS = {mode: _grid(mode) for mode in ("nearest_away", "toward_zero", "up", "down", "stochastic")}
+LOOPS["nearest_even"] = _nearest_even
+
+
+def to_grid(x: np.ndarray, format, mode: str, random: int, key: int) -> np.ndarray:
+    """float32 rounded into a format with a sign and a zero that float32 arrays hold, in any mode; stored in float32."""
+    def pattern(value):
+        return np.float32(value).view(np.int32)
+
+    def ends(largest):
+        end = {"infinity": np.inf, "nan": np.nan, "saturate": largest}[format.overflow]
+        return pattern(largest), pattern(end), pattern(np.inf if format.specials == "ieee" else end)
+
+    nan = np.int32(-1 << 23 - max(format.mantissa_bits, 1)), np.int32(0)                      # its upper digits stay
+    if not format.has_nan:
+        nan = np.int32(0), pattern(0 if format.nan == "zero" else format.max)
+    evenly = np.float32(2.0**23 * format.smallest)               # next to it, float32 values are `smallest` apart
+    x = np.ascontiguousarray(x)
+    out = np.empty(x.shape, np.float32)
+    lowest = np.int32(pattern(format.tiny) >> 23)
+    LOOPS[mode](x.ravel(), out.ravel(), np.int32(format.mantissa_bits), lowest, pattern(format.smallest), ends(format.max),
+                ends(-format.lowest), nan, np.int32(format.has_negative_zero), evenly, np.uint32(32 - random),
+                np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32))
+    return out
