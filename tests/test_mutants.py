@@ -21,6 +21,7 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.errors import MiniLLMError
+from minillm.formats import FLOAT16
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
@@ -113,7 +114,7 @@ MUTANTS = [
     Mutant("a float64 leaks into an op", RULES["gelu"].forward, "x / 2 *", "xp.float64(0.5) * x *",
            "recipes.what_is_rounded_was_computed_in_float32", ("float16-mixed",)),
     Mutant("a float64 leaks into the optimizer", optim.AdamW.constants, "map(np.float32", "map(np.float64",
-           "optim.watchers_see_every_rounding_of_an_update", (rounding.FLOAT16,)),
+           "optim.watchers_see_every_rounding_of_an_update", (FLOAT16,)),
     Mutant("weights cast at each use", working_copy, "if at not in context.leaf_casts", "if True",
            "recipes.a_parameter_is_cast_once_a_forward_pass_however_often_it_is_used"),
     Mutant("casts outlive no_record", Context.no_record.__wrapped__, "self.leaf_casts.clear()", "pass",
@@ -130,7 +131,7 @@ MUTANTS = [
     Mutant("eps in the state's format", optim.AdamW.constants, "self.eps", "float(np.float16(self.eps))",
            "optim.eps_is_added_in_float32_whatever_the_state"),
     Mutant("state kept in float32", optim.Optimizer.keep, "exact, self.state_format", "exact, FLOAT32",
-           "optim.state_is_kept_in_its_format", (optim.AdamW, rounding.FLOAT16)),
+           "optim.state_is_kept_in_its_format", (optim.AdamW, FLOAT16)),
     Mutant("squared before unscaled", optim.global_norm, "np.square(widen(g, np.float32) * np.float32(factor))",
            "(np.square(widen(g, np.float32)) * np.float32(factor) * np.float32(factor))",
            "optim.the_norm_of_nothing_and_of_the_very_large"),
