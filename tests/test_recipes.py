@@ -75,7 +75,7 @@ def with_field(**fields):
     (with_field(forward_rounding="nearest_evn"), "unknown rounding 'nearest_evn': did you mean 'nearest_even'?"),
     (with_field(loss_scaling={"intial": 8}), "unknown field of a loss scaling 'intial': did you mean 'initial'?"),
     (with_field(loss_scaling={"initial": 0}), "loss scale 0 is not a positive normal float32"),
-    (with_field(quantizers={"linear.weight": "int8"}), "unknown quantizers"),
+    (with_field(quantizers={"linear.weight": "int8"}), "unknown quantizer 'int8'"),
     (lambda: from_json({"casts": {}}), "a recipe needs a name"),
     (with_field(casts=["linear"]), "recipe everything: casts must be a table"),
     (lambda: Recipe("mine", casts={"*": "wide"}), "unknown cast 'wide': did you mean 'widest'?"),
