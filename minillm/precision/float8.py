@@ -35,9 +35,9 @@ def quantized(xp, x, format: Format, power_of_two: bool = False):
 
 
 def float8_product(a_format: Format, b_format: Format, power_of_two: bool, xp, a, b, key):
-    """(..., M,K) (..., K,N) -> (..., M,N) f32: operands rounded to eight bits, float32 accumulate, scales undone one by one."""
+    """(..., M,K) (..., K,N) -> (..., M,N) f32: operands rounded to eight bits, float32 accumulate, scales undone last."""
     (a, a_scale), (b, b_scale) = quantized(xp, a, a_format, power_of_two), quantized(xp, b, b_format, power_of_two)
-    return a @ b * (1 / a_scale) * (1 / b_scale)                 # the product of both scales could be 0 or infinite
+    return a @ b * ((1 / a_scale) * (1 / b_scale))               # one after the other would overflow between them
 
 
 def current_scaling(name: str, power_of_two: bool = False) -> Products:

@@ -6,6 +6,7 @@ PyTorch 2.13, ATen/autocast_mode.h; Keras 3, keras/src/layers and keras/src/loss
 What their lists name and this program has no op for is left out. What this program has and a list does not name runs in the
 format of its inputs ("as is"), as there. Scalers of theirs without a floor stop here at 2^-126: below, 1 / scale is no float32.
 """
+from minillm.autograd.rule import RULES
 from minillm.autograd.rules.products import FLOAT32_PRODUCTS
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from minillm.precision.float8 import FLOAT8_CURRENT
@@ -22,16 +23,21 @@ LOSSES = ("cross_entropy", "bce", "bce_with_logits")
 
 def listed(low: Format, narrow: tuple, wide: tuple, promoted: tuple, refused: tuple = ()) -> dict:
     """The casts of a system that works by lists of ops; what no list names runs as it comes."""
-    return {"*": "as is", **dict.fromkeys(narrow, low), **dict.fromkeys(wide, FLOAT32), **dict.fromkeys(promoted, "widest"),
-            **dict.fromkeys(refused, "refuse")}
+    return {"*": "as is", **dict.fromkeys(whole(narrow), low), **dict.fromkeys(whole(wide), FLOAT32),
+            **dict.fromkeys(promoted, "widest"), **dict.fromkeys(refused, "refuse")}
 
 
-# --- PyTorch's autocast. These are CUDA's lists. The CPU's have no layer_norm, softmax, log_softmax, exp, log, pow and sum among
-# the float32 ones, and binary_cross_entropy there instead of refusing it; a pre-norm GPT computes the same under both, since its
-# layer norms read the residual stream, which is float32. Losses are named by what they are made of: cross_entropy by log_softmax
-# and nll_loss. A bias is cast with its linear. The promotion of add and its like is no list's: it is what PyTorch does anyway.
+def whole(ops: tuple) -> list[str]:
+    """The keys of ops with all their inputs: bias, gain and shift stay wide in a recipe unless a key names them."""
+    return [key for op in ops for key in (op, *(f"{op}.{name}" for name in sorted(RULES[op].wide)))]
 
-TORCH_LOW = ("linear", "linear.bias", "matmul", "attention")                  # attention: scaled_dot_product_attention
+
+# --- PyTorch's autocast: CUDA's lists. The CPU's have no layer_norm, softmax, log_softmax, exp, log, pow and sum among the float32
+# ones, and do not refuse binary_cross_entropy; a pre-norm GPT has the same formats under both, since its layer norms read the
+# residual stream, which is float32. cross_entropy is listed as what it is made of, log_softmax and nll_loss. Biases, gains and
+# shifts are cast with their ops. That add and its like promote is on no list: PyTorch does so anyway.
+
+TORCH_LOW = ("linear", "matmul", "attention")                                 # attention: scaled_dot_product_attention
 TORCH_FLOAT32 = ("exp", "log", "pow", "sum", "softmax", "log_softmax", "layer_norm", "rms_norm", "cross_entropy", "bce_with_logits")
 TORCH_PROMOTED = ("add", "sub", "mul", "div", "where", "concat")
 TORCH_REFUSED = ("bce",)                                                      # "unsafe to autocast"
@@ -53,15 +59,14 @@ TORCH = (
 # here it is refused altogether. rms_norm did not exist; its pow and rsqrt are listed as float32. The scaler's ceiling of 2^24 is
 # 16,000 clean steps away from its start.
 
-APEX_HALF = ("linear", "linear.bias", "matmul")
+APEX_HALF = ("linear", "matmul")
 APEX_FLOAT32 = ("exp", "log", "pow", "sum", "softmax", "log_softmax", "layer_norm", "rms_norm", "cross_entropy", "bce_with_logits")
 APEX_PROMOTED = ("add", "sub", "mul", "div", "concat")
 APEX_BANNED = ("bce",)
 
 # O2 and O3 call .half() on the model: every weight, gain and bias in it is float16, also the whole table of an embedding.
 # What leaves the model is cast to float32, and the loss is taken of that.
-HALF_MODEL = {"*": FLOAT16, **dict.fromkeys(("linear.bias", "layer_norm.gain", "layer_norm.shift", "rms_norm.gain"), FLOAT16),
-              **dict.fromkeys(LOSSES, FLOAT32)}
+HALF_MODEL = {"*": FLOAT16, **dict.fromkeys(whole(("linear", "layer_norm", "rms_norm")), FLOAT16), **dict.fromkeys(LOSSES, FLOAT32)}
 
 APEX = (
     Recipe("apex-O0", composed=("attention",), about="Apex O0: float32 throughout, loss scale 1"),
