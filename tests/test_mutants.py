@@ -26,7 +26,7 @@ from minillm.formats import FLOAT8_E4M3, FLOAT16
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
-from minillm.precision import float8, recipe
+from minillm.precision import block_scaling, float8, recipe
 from minillm.precision.loss_scaling import LossScaler
 from minillm.precision.master_weights import working_copy
 from minillm.training import trainer
@@ -153,6 +153,11 @@ MUTANTS = [
            "float8.values_that_are_not_finite_saturate_or_stay_nan", (FLOAT8_E4M3,)),
     Mutant("the larger power of two", float8.current_scale, "[1] - 1)", "[1])",
            "float8.values_of_the_scaled_grid_are_kept_as_they_are", (FLOAT8_E4M3, True, 0)),
+    Mutant("blocks are rounded across the summed dimension", block_scaling.block_product,
+           "b.swapaxes(-1, -2), format, up).swapaxes(-1, -2)", "b, format, up)",
+           "block_scaling.blocks_of_both_operands_run_along_the_summed_dimension", (block_scaling.MXFP8_UP, 100)),
+    Mutant("a block scale rounded down that is to go up", block_scaling.exponents, "part > largest", "part > 1",
+           "block_scaling.every_value_is_within_its_bound", (FLOAT8_E4M3, True)),
 
     # the model
     Mutant("residual weights not made smaller", Block.__init__, "(2 * layers)", "1", "gpt.initial_weights_have_gpt2s_deviations"),

@@ -65,6 +65,7 @@ TABLES = {
                             "kept": (S, S, S)},
     "float8-current": {"table": throughout(B, norm=S, embedding=S), "weights": EVERY_LINEAR, "down": 0, "up": 1,
                        "kept": (S, S, S)},
+    "mxfp8": {"table": throughout(B, norm=S, embedding=S), "weights": EVERY_LINEAR, "down": 0, "up": 1, "kept": (S, S, S)},
 }
 PRESET = pytest.mark.parametrize("name", TABLES)
 
@@ -155,9 +156,18 @@ def test_scalers_have_the_published_constants(name, initial):
     assert (how.initial, how.growth, how.backoff, how.growth_interval, how.dynamic) == (initial, 2, 0.5, 2000, True)
 
 
-@pytest.mark.parametrize("name", ["apex-O0", "apex-O3", "torch-autocast-bfloat16", "float8-current"])
+@pytest.mark.parametrize("name", ["apex-O0", "apex-O3", "torch-autocast-bfloat16", "float8-current", "mxfp8"])
 def test_the_others_have_no_loss_scale(name):
     assert PRESETS[name].loss_scaling == NO_SCALING
+
+
+@pytest.mark.parametrize(("name", "products"), [("float8-current", "float8-current"), ("mxfp8", "mxfp8-up")])
+def test_only_linears_outside_the_head_are_eight_bits(name, products):
+    _, events = step_of(name)
+    for e in of_phase(events, "forward"):
+        if "products" in e.static:
+            eight = e.address.op == "linear" and e.address.scope != "head"
+            assert e.static["products"].name == (products if eight else "float32"), e.address
 
 
 # --- single ops

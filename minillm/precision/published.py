@@ -7,8 +7,9 @@ What their lists name and this program has no op for is left out. What this prog
 format of its inputs ("as is"), as there. Scalers of theirs without a floor stop here at 2^-126: below, 1 / scale is no float32.
 """
 from minillm.autograd.rule import RULES
-from minillm.autograd.rules.products import FLOAT32_PRODUCTS
+from minillm.autograd.rules.products import FLOAT32_PRODUCTS, Products
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
+from minillm.precision.block_scaling import MXFP8_UP
 from minillm.precision.float8 import FLOAT8_CURRENT
 from minillm.precision.loss_scaling import LossScaling
 from minillm.precision.recipe import Recipe
@@ -94,10 +95,18 @@ KERAS = (
 # (fp8_dpa is off by default). The head is no module of theirs: Megatron-LM's output layer is a bfloat16 product. All three products
 # accumulate in float32 here; the forward one there takes the tensor core's shorter "fast" accumulator.
 
+
+def transformer_engine(name: str, products: Products, about: str) -> Recipe:
+    """Linears outside the head with these products, and bfloat16 around them."""
+    return Recipe(name, casts={"*": BFLOAT16, "linear.bias": BFLOAT16, "embedding": "as is", **dict.fromkeys(LOSSES, FLOAT32)},
+                  results={"embedding": BFLOAT16}, products={"linear": products, "head/linear": FLOAT32_PRODUCTS}, about=about)
+
+
 TRANSFORMER_ENGINE = (
-    Recipe("float8-current", casts={"*": BFLOAT16, "linear.bias": BFLOAT16, "embedding": "as is", **dict.fromkeys(LOSSES, FLOAT32)},
-           results={"embedding": BFLOAT16}, products={"linear": FLOAT8_CURRENT, "head/linear": FLOAT32_PRODUCTS},
-           about="Transformer Engine's Float8CurrentScaling: E4M3 and E5M2 in linears, bfloat16 around them"),
+    transformer_engine("float8-current", FLOAT8_CURRENT,
+                       "Transformer Engine's Float8CurrentScaling: E4M3 and E5M2 in linears, bfloat16 around them"),
+    transformer_engine("mxfp8", MXFP8_UP,
+                       "Transformer Engine's MXFP8BlockScaling: E4M3 in blocks of 32 in linears, bfloat16 around them"),
 )
 
 PUBLISHED = (*APEX, *TORCH, *KERAS, *TRANSFORMER_ENGINE)
