@@ -127,12 +127,18 @@ def sample(arguments) -> Answer:
     return Answer(result, result["text"])
 
 
+def recipes(arguments) -> Answer:
+    from minillm.experiments import recipes
+    return Answer(recipes.recipes(arguments.name), recipes.describe(arguments.name))
+
+
 COMMANDS: dict[str, tuple[Callable, str]] = {
     "demo": (demo, "train one small GPT under five recipes: a table and four figures"),
     "train": (train, "train a GPT into a run folder"),
     "compare": (compare, "the same model under several recipes and seeds: a table and figures"),
     "evaluate": (evaluate, "validation loss of a run"),
     "sample": (sample, "text from a run"),
+    "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
 }
 
 
@@ -143,6 +149,8 @@ def parser_of(name: str) -> Parser:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else there")
     if name in ("evaluate", "sample"):
         parser.add_argument("run", metavar="RUN", help="a run folder")
+    if name == "recipes":
+        parser.add_argument("name", metavar="NAME", nargs="?", default="", help="one recipe, op by op (default: all, a line each)")
     if name in ("train", "compare"):
         add_options(parser)
     if name in ("train", "evaluate", "sample"):

@@ -6,6 +6,7 @@ function has the mutant. Kernels are off: a bug in a NumPy rule does not show wh
 import ast
 import importlib
 import inspect
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.errors import MiniLLMError
-from minillm.formats import FLOAT16
+from minillm.formats import FLOAT16, FLOAT8_E4M3
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
-from minillm.precision import recipe
+from minillm.precision import block_scaling, float8, recipe
 from minillm.precision.loss_scaling import LossScaler
 from minillm.precision.master_weights import working_copy
 from minillm.training import trainer
@@ -138,6 +139,25 @@ MUTANTS = [
     Mutant("clipping scales small gradients up", optim.clip_factor, "min(1.0, clip / (norm + 1e-6))", "clip / (norm + 1e-6)",
            "optim.clipping_bounds_the_norm_and_never_scales_up"),
     Mutant("warm-up starts at 0", optim.cosine_schedule, "(step + 1)", "step", "optim.the_schedule_is_the_published_formula"),
+
+    # published recipes and eight-bit products
+    Mutant("a refusal that lets pass", recipe.Ops.prepare, 'if cast == "as is"', 'if cast in ("as is", "refuse")',
+           "published.binary_cross_entropy_on_probabilities_is_refused", ("apex-O1", FLOAT16)),
+    Mutant("the widest is the narrowest", recipe.Ops.prepare, "max((t.format", "min((t.format",
+           "published.mixed_inputs_are_promoted", ("apex-O1",)),
+    Mutant("a scale is not undone", float8.float8_product, "((1 / a_scale) * (1 / b_scale))", "(1 / a_scale)",
+           "float8.a_product_of_values_on_the_grid_is_exact", (float8.FLOAT8_CURRENT,)),
+    Mutant("an infinite amax gives a scale of 0", float8.current_scale, "0 < amax < xp.inf", "amax > 0",
+           "float8.the_scale_brings_the_largest_value_to_the_formats_largest", (FLOAT8_E4M3, [math.inf, 1.0], None)),
+    Mutant("no saturation", float8.quantized, "xp.clip(x * scale, -format.max, format.max)", "x * scale",
+           "float8.values_that_are_not_finite_saturate_or_stay_nan", (FLOAT8_E4M3,)),
+    Mutant("the larger power of two", float8.current_scale, "[1] - 1)", "[1])",
+           "float8.values_of_the_scaled_grid_are_kept_as_they_are", (FLOAT8_E4M3, True, 0)),
+    Mutant("blocks are rounded across the summed dimension", block_scaling.block_product,
+           "b.swapaxes(-1, -2), format, up).swapaxes(-1, -2)", "b, format, up)",
+           "block_scaling.blocks_of_both_operands_run_along_the_summed_dimension", (block_scaling.MXFP8_UP, 100)),
+    Mutant("a block scale rounded down that is to go up", block_scaling.exponents, "part > largest", "part > 1",
+           "block_scaling.every_value_is_within_its_bound", (FLOAT8_E4M3, True)),
 
     # the model
     Mutant("residual weights not made smaller", Block.__init__, "(2 * layers)", "1", "gpt.initial_weights_have_gpt2s_deviations"),
