@@ -129,7 +129,7 @@ MUTANTS = [
            "golden.ten_adamw_steps_have_pytorchs_losses", ("bias",)),
     Mutant("eps in the state's format", optim.AdamW.constants, "self.eps", "float(np.float16(self.eps))",
            "optim.eps_is_added_in_float32_whatever_the_state"),
-    Mutant("state kept in float32", optim.Optimizer.keep, "exact, self.state_format", "exact, FLOAT32",
+    Mutant("state kept in float32", optim.Optimizer.put, "round_to(exact, format)", "exact",
            "optim.state_is_kept_in_its_format", (optim.AdamW, rounding.FLOAT16)),
     Mutant("squared before unscaled", optim.global_norm, "np.square(widen(g, np.float32) * np.float32(factor))",
            "(np.square(widen(g, np.float32)) * np.float32(factor) * np.float32(factor))",

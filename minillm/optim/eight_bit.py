@@ -1,0 +1,76 @@
+"""Moments in eight bits: a code of one byte for each entry, and a float32 number for each block of 256.
+
+A block is divided by its largest magnitude, and each entry stored as the code of the nearest of at most 256 values in -1 ... 1.
+Which values these are is the map. Dettmers et al. 2022, 8-bit optimizers via block-wise quantization, arXiv 2110.02861.
+"""
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 256             # entries that share a largest magnitude, so that an outlier spoils no more than these
+SMALLEST = 4096         # arrays with fewer entries stay float32: they weigh little, and norms and biases are sensitive
+
+
+def linear_values(signed: bool) -> list[float]:
+    """Evenly spaced: k / 127 from -1 to 1, which leaves one code without a value; k / 255 from 0 to 1 without a sign."""
+    return [k / 127 for k in range(-127, 128)] if signed else [k / 255 for k in range(256)]
+
+
+def dynamic_values(signed: bool) -> list[float]:
+    """Seven decades, each cut into twice as many parts as the one below it; the values are the middles of the parts, 0, and 1.
+
+    Decade i, from 10^(i-7) to 10^(i-6), has 2^i parts for each sign, or 2^(i+1) without one. So the smallest value is 5.5e-7
+    (3.25e-7 without a sign), and entries near the largest magnitude are told apart by 0.7 % of it (0.35 %).
+    """
+    middles = []
+    for i in range(7):
+        parts = 2 ** (i if signed else i + 1)
+        middles += [10.0 ** (i - 6) * (0.1 + 0.9 * (k + 0.5) / parts) for k in range(parts)]
+    return sorted([*middles, *(-x for x in middles if signed), 0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """How a moment is stored in eight bits. `listing(signed)` are the map's values in order; the largest is 1."""
+
+    name: str
+    listing: Callable[[bool], list[float]]
+    bits = 8
+
+    def values(self, signed: bool) -> np.ndarray:
+        """The map: a code is an index into it, (256,) or (255,) f32."""
+        return values_and_middles(self.listing, signed)[0]
+
+    def encode(self, x: np.ndarray, signed: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Float32 to (codes of x.shape u8, the largest magnitude of each block (n / 256,) f32).
+
+        An infinity or NaN spoils its block: zeros in it come back as NaN.
+        """
+        flat = x.reshape(-1)
+        largest = np.maximum.reduceat(np.abs(flat), np.arange(0, flat.size, BLOCK)) if flat.size else np.zeros(0, np.float32)
+        scaled = flat / spread(np.where(largest == 0, np.float32(1), largest), flat.size)
+        codes = np.searchsorted(values_and_middles(self.listing, signed)[1], scaled).astype(np.uint8)
+        return codes.reshape(x.shape), largest
+
+    def decode(self, codes: np.ndarray, largest: np.ndarray, signed: bool) -> np.ndarray:
+        """The values that codes stand for, float32."""
+        return self.values(signed)[codes] * spread(largest, codes.size).reshape(codes.shape)
+
+
+@functools.cache
+def values_and_middles(listing, signed):
+    """A map's values, and the points half-way between neighbours: what lies on one goes to the lower neighbour."""
+    values = np.array(listing(signed), np.float32)               # (256,) f32
+    return values, (values[1:] + values[:-1]) / np.float32(2)
+
+
+def spread(largest, size):
+    """One number a block to one number an entry."""
+    return np.repeat(largest, BLOCK)[:size]
+
+
+LINEAR8 = BlockMap("linear8", linear_values)
+DYNAMIC8 = BlockMap("dynamic8", dynamic_values)
+BLOCK_MAPS = {m.name: m for m in (LINEAR8, DYNAMIC8)}
