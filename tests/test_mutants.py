@@ -138,6 +138,23 @@ MUTANTS = [
            "optim.clipping_bounds_the_norm_and_never_scales_up"),
     Mutant("warm-up starts at 0", optim.cosine_schedule, "(step + 1)", "step", "optim.the_schedule_is_the_published_formula"),
 
+    # weights without a master copy, moments in eight bits
+    Mutant("compensation never added back", optim.Optimizer.weight, "w + widen(lost, np.float32)", "w",
+           "low_precision_updates.many_updates_that_would_be_lost_one_by_one", (rounding.BFLOAT16,)),
+    Mutant("compensation of the wrong sign", optim.Optimizer.write, "exact - widen(p.data, np.float32)",
+           "widen(p.data, np.float32) - exact",
+           "low_precision_updates.weight_and_compensation_are_the_exact_sum_each_rounded_once", (rounding.BFLOAT16, optim.SGD)),
+    Mutant("stochastic updates rounded to nearest", optim.Optimizer.write, '"stochastic" if self.how == "stochastic" else ', "",
+           "low_precision_updates.the_expected_stochastic_update_is_the_exact_one", (rounding.BFLOAT16, 0.25)),
+    Mutant("random bits from steps, not attempts", optim.Optimizer.rounded, "step=self.attempt", "step=self.steps",
+           "low_precision_updates.the_bits_are_those_of_seed_attempt_and_name"),
+    Mutant("the attempt is not handed on", trainer.training_step, "/ scale, step)", "/ scale)",
+           "low_precision_updates.a_training_step_hands_on_the_number_of_its_attempt"),
+    Mutant("eight-bit moments are used as they come back", optim.Optimizer.keep, "if format else exact", "if True else exact",
+           "eight_bit.a_v_that_is_stored_as_zero_does_not_divide_by_eps"),
+    Mutant("ties to the upper neighbour", optim.BlockMap.encode, "[1], scaled)", "[1], scaled, 'right')",
+           "eight_bit.a_tie_goes_to_the_lower_neighbour", (optim.DYNAMIC8, True)),
+
     # the model
     Mutant("residual weights not made smaller", Block.__init__, "(2 * layers)", "1", "gpt.initial_weights_have_gpt2s_deviations"),
     Mutant("positions start at 0 behind a cache", gpt.GPT.forward, "np.arange(start, start + T", "np.arange(0, T",
