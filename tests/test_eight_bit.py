@@ -12,7 +12,7 @@ from minillm.autograd.tensor import Tensor
 from minillm.autograd.watching import watch
 from minillm.formats import FLOAT32
 from minillm.optim import BLOCK_MAPS, DYNAMIC8, LINEAR8, SGD, AdamW
-from minillm.optim.eight_bit import BLOCK, SMALLEST
+from minillm.optim.eight_bit import BLOCK, SMALLEST, nearest
 
 U = FLOAT32.roundoff
 every_map = pytest.mark.parametrize("map", BLOCK_MAPS.values(), ids=lambda m: m.name)
@@ -88,6 +88,17 @@ def test_a_tie_goes_to_the_lower_neighbour(map, signed):
     for x, expected in ((middle, np.arange(len(middle))), (above, np.arange(len(middle)) + 1)):
         x = np.concatenate([[np.float32(1)], x])                               # 256 entries at most: one block, largest 1
         assert np.array_equal(map.encode(x, signed)[0][1:], expected)
+
+
+@every_map
+@signed_or_not
+def test_codes_count_the_middles_below(map, signed):
+    values, rng = map.values(signed), np.random.default_rng(0)
+    middle = (values[:-1] + values[1:]) / np.float32(2)
+    x = np.concatenate([middle, np.nextafter(middle, np.float32(2)), np.nextafter(middle, np.float32(-2)), [0, -0.0, 1, 1e-45],
+                        rng.uniform(-1, 1, 20_000), 10 ** rng.uniform(-9, 0, 20_000)]).astype(np.float32)
+    x = x if signed else abs(x)
+    assert np.array_equal(nearest(map, x, signed), np.searchsorted(middle, x))
 
 
 def bound(x, map, signed):

@@ -24,6 +24,7 @@ from minillm.errors import MiniLLMError
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
+from minillm.optim import eight_bit
 from minillm.precision import recipe
 from minillm.precision.loss_scaling import LossScaler
 from minillm.precision.master_weights import working_copy
@@ -152,7 +153,7 @@ MUTANTS = [
            "low_precision_updates.a_training_step_hands_on_the_number_of_its_attempt"),
     Mutant("eight-bit moments are used as they come back", optim.Optimizer.keep, "if format else exact", "if True else exact",
            "eight_bit.a_v_that_is_stored_as_zero_does_not_divide_by_eps"),
-    Mutant("ties to the upper neighbour", optim.BlockMap.encode, "[1], scaled)", "[1], scaled, 'right')",
+    Mutant("ties to the upper neighbour", eight_bit.nearest, "< scaled", "<= scaled",
            "eight_bit.a_tie_goes_to_the_lower_neighbour", (optim.DYNAMIC8, True)),
 
     # the model
