@@ -5,6 +5,7 @@ from collections.abc import Callable
 from minillm.autograd.rules.products import PRODUCTS, Products
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, FORMATS, Format, format_named
+from minillm.optim import BLOCK_MAPS, DYNAMIC8, LINEAR8, BlockMap
 from minillm.precision.loss_scaling import LossScaling
 from minillm.precision.published import PUBLISHED
 from minillm.precision.recipe import CAST_WORDS, QUANTIZERS, Recipe
@@ -33,6 +34,17 @@ PRESETS = {recipe.name: recipe for recipe in (
     mixed(BFLOAT16, "bfloat16-mixed",
           about="bfloat16 weights and activations (simulated), float32 master weights; needs no loss scale"),
     *PUBLISHED,
+    *(mixed(BFLOAT16, f"bfloat16-{name}", parameters=BFLOAT16, optimizer_state=BFLOAT16, gradients=BFLOAT16, update=update,
+            about=f"bfloat16 weights, activations, gradients and moments (simulated), no master copy; {how}")
+      for name, update, how in (("pure", "nearest_even", "updates rounded to nearest"),
+                                ("stochastic", "stochastic", "updates rounded stochastically"),
+                                ("kahan", "kahan", "what rounding takes from a weight is kept beside it in bfloat16"))),
+    *(mixed(FLOAT16, f"float16-{update}", parameters=FLOAT16, loss_scaling=DYNAMIC, update=update,
+            about=f"float16-no-master, but {how}")
+      for update, how in (("stochastic", "updates are rounded stochastically"),
+                          ("kahan", "what rounding takes from a weight is kept beside it in float16"))),
+    *(Recipe(f"float32-adam8-{name}", optimizer_state=state, about=f"float32, but Adam's moments in eight bits, {name} map")
+      for name, state in (("dynamic", DYNAMIC8), ("linear", LINEAR8))),
 )}
 
 
@@ -94,6 +106,11 @@ def cast_named(name: str) -> Format | str:
     return name if name in CAST_WORDS else format_named(name)
 
 
+def state_named(name: str) -> Format | BlockMap:
+    """The map of eight-bit moments, or the format, of this name."""
+    return BLOCK_MAPS[name] if name in BLOCK_MAPS else format_named(name)
+
+
 def product_named(name: str) -> Products:
     """The Products of this name."""
     if name not in PRODUCTS:
@@ -115,7 +132,7 @@ def loss_scaling_of(fields: dict) -> LossScaling:
 
 
 READ = {
-    "parameters": format_named, "optimizer_state": format_named, "gradients": format_named,
+    "parameters": format_named, "optimizer_state": state_named, "gradients": format_named,
     "cotangents": lambda name: name and format_named(name), "casts": table_of(cast_named), "results": table_of(format_named),
     "quantizers": table_of(quantizer_named), "products": table_of(product_named), "composed": tuple,
     "loss_scaling": loss_scaling_of,

@@ -96,7 +96,7 @@ PLANTED = {
     "absolute": ("minillm.formats", "from minillm.autograd.tensor import Tensor"),
     "plain": ("minillm.formats", "import minillm.optim"),
     "plain, renamed": ("minillm.kernels.scalars", "import minillm.rounding as r"),
-    "relative": ("minillm.optim", "from .nn.layers import Linear"),
+    "relative": ("minillm.recipes", "from .nn.layers import Linear"),
     "relative, two up": ("minillm.nn.layers", "from ..models import gpt"),
     "a room from the package": ("minillm.rounding", "from minillm import nn"),
     "the door": ("minillm.rounding", "from minillm import Tensor"),

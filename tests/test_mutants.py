@@ -22,10 +22,11 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.errors import MiniLLMError
-from minillm.formats import FLOAT16, FLOAT8_E4M3
+from minillm.formats import FLOAT8_E4M3, FLOAT16
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
+from minillm.optim import eight_bit
 from minillm.precision import block_scaling, float8, recipe
 from minillm.precision.loss_scaling import LossScaler
 from minillm.precision.master_weights import working_copy
@@ -131,7 +132,7 @@ MUTANTS = [
            "golden.ten_adamw_steps_have_pytorchs_losses", ("bias",)),
     Mutant("eps in the state's format", optim.AdamW.constants, "self.eps", "float(np.float16(self.eps))",
            "optim.eps_is_added_in_float32_whatever_the_state"),
-    Mutant("state kept in float32", optim.Optimizer.keep, "exact, self.state_format", "exact, FLOAT32",
+    Mutant("state kept in float32", optim.Optimizer.put, "round_to(exact, format)", "exact",
            "optim.state_is_kept_in_its_format", (optim.AdamW, FLOAT16)),
     Mutant("squared before unscaled", optim.global_norm, "np.square(widen(g, np.float32) * np.float32(factor))",
            "(np.square(widen(g, np.float32)) * np.float32(factor) * np.float32(factor))",
@@ -158,6 +159,22 @@ MUTANTS = [
            "block_scaling.blocks_of_both_operands_run_along_the_summed_dimension", (block_scaling.MXFP8_UP, 100)),
     Mutant("a block scale rounded down that is to go up", block_scaling.exponents, "part > largest", "part > 1",
            "block_scaling.every_value_is_within_its_bound", (FLOAT8_E4M3, True)),
+    # weights without a master copy, moments in eight bits
+    Mutant("compensation never added back", optim.Optimizer.weight, "w + widen(lost, np.float32)", "w",
+           "low_precision_updates.many_updates_that_would_be_lost_one_by_one", (BFLOAT16,)),
+    Mutant("compensation of the wrong sign", optim.Optimizer.write, "exact - widen(p.data, np.float32)",
+           "widen(p.data, np.float32) - exact",
+           "low_precision_updates.weight_and_compensation_are_the_exact_sum_each_rounded_once", (BFLOAT16, optim.SGD)),
+    Mutant("stochastic updates rounded to nearest", optim.Optimizer.write, '"stochastic" if self.how == "stochastic" else ', "",
+           "low_precision_updates.the_expected_stochastic_update_is_the_exact_one", (BFLOAT16, 0.25)),
+    Mutant("random bits from steps, not attempts", optim.Optimizer.rounded, "step=self.attempt", "step=self.steps",
+           "low_precision_updates.the_bits_are_those_of_seed_attempt_and_name"),
+    Mutant("the attempt is not handed on", trainer.training_step, "/ scale, step)", "/ scale)",
+           "low_precision_updates.a_training_step_hands_on_the_number_of_its_attempt"),
+    Mutant("eight-bit moments are used as they come back", optim.Optimizer.keep, "if format else exact", "if True else exact",
+           "eight_bit.a_v_that_is_stored_as_zero_does_not_divide_by_eps"),
+    Mutant("ties to the upper neighbour", eight_bit.nearest, "< scaled", "<= scaled",
+           "eight_bit.a_tie_goes_to_the_lower_neighbour", (optim.DYNAMIC8, True)),
 
     # the model
     Mutant("residual weights not made smaller", Block.__init__, "(2 * layers)", "1", "gpt.initial_weights_have_gpt2s_deviations"),

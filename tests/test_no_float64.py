@@ -110,7 +110,7 @@ def guarded_model(recipe):
     model = make(recipe, dropout=0.1)
     for p in model.parameters():
         p.data = guarded(p.data)
-    optimizer = AdamW(model.parameters(), eps=recipe.eps, state_format=recipe.optimizer_state)
+    optimizer = AdamW(model.parameters(), eps=recipe.eps, state_format=recipe.optimizer_state, update=recipe.update)
     optimizer.state = {slot: {name: guarded(a) for name, a in state.items()} for slot, state in optimizer.state.items()}
     return model, optimizer
 

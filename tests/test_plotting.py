@@ -13,7 +13,7 @@ import pytest
 
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
-from minillm.plotting import gradients, recipes, style, training
+from minillm.plotting import gradients, recipes, style, training, updates
 
 SIX = list(style.RECIPE_LOOKS)
 LONG = [f"float16-mixed-with-stochastic-rounding-and-a-very-long-name-{i}" for i in range(6)]
@@ -94,6 +94,24 @@ CASES = {
         a_row("float32", None, None, zero_gradient_share=None, bytes={}), a_row("x" * 300, NAN, None, 3, bytes=None)]),
 }
 
+LOST = {"log2_ratio": [-13.0, -12.0, -11.5, -11.0, -10.0], "expected": [1, 1, 0.41, 0, 0], "counted": [1, 1, 0.4, 0, NAN]}
+DESCENT = {"steps": list(range(0, 2000, 20)), "loss": (10 * 0.9 ** np.arange(100) + 1e-4).tolist()}
+STORED = {"size": np.geomspace(1e-9, 1, 50).tolist(), "error": np.linspace(1, 0, 50).tolist(), "zero": 0.27}
+CASES |= {
+    "lost updates": (updates.lost_updates, {"float16": LOST, "bfloat16": LOST | {"log2_ratio": [-10, -9, -8.5, -8, -7]}}),
+    "lost updates, twelve": (updates.lost_updates, dict.fromkeys(TWELVE, LOST)),
+    "lost updates, nothing": (updates.lost_updates, {}),
+    "lost updates, not counted": (updates.lost_updates, {"a": LOST | {"counted": [None, 1, 1, 1, 1]}, "b": {}}),
+    "descents": (updates.descents, dict.fromkeys(("float32", "master weights", "nearest"), DESCENT)),
+    "descents, twelve": (updates.descents, dict.fromkeys(TWELVE, DESCENT)),
+    "descents, nothing": (updates.descents, {}),
+    "descents, hard": (updates.descents, {"a": {"steps": [0, 1, 2], "loss": [1e300, 0.0, None]}, "b": {}}),
+    "maps": (updates.eight_bit_maps, {"linear": STORED, "dynamic": STORED}, np.geomspace(1e-12, 1, 999)),
+    "maps, nothing": (updates.eight_bit_maps, {}),
+    "maps, zeros": (updates.eight_bit_maps, {"a": {"size": [1.0], "error": [NAN]}, "b": {}}, [0.0, 0.0]),
+    "maps, one entry": (updates.eight_bit_maps, {"a": STORED | {"zero": None}}, [1.0]),
+}
+
 
 def draw(case, path):
     function, records, *rest = CASES[case]
@@ -166,6 +184,9 @@ def readable(figure, texts):
     ("scale", ["optimizer attempt (step)", "a factor, no unit", "skipped"]),
     ("static", ["a factor", "nats per token", "(%)"]),
     ("comparison", ["nats per token", "MB"]),
+    ("lost updates", ["log2 |update / weight|", "(%)"]),
+    ("descents", ["step", "mean squared error"]),
+    ("maps", ["share of its block's largest", "relative error (%)", "entries (%)"]),
 ])
 def test_axes_are_labelled_with_their_units(case, labels, tmp_path, figures):
     draw(case, tmp_path / "a.png")
@@ -187,6 +208,7 @@ def test_importing_loads_no_matplotlib_and_drawing_leaves_no_trace(tmp_path):
     script = f"""
 import sys
 import minillm.plotting, minillm.plotting.style, minillm.plotting.training, minillm.plotting.recipes, minillm.plotting.gradients
+import minillm.plotting.updates
 assert not [name for name in sys.modules if name.startswith("matplotlib")]
 import matplotlib
 before = matplotlib.rcParams.copy()
@@ -375,6 +397,22 @@ def test_far_losses_are_written_out_and_bytes_are_stacked_in_megabytes(tmp_path,
     assert [round(bar.get_x(), 6) for bar in first_row] == [0, 3.3, 6.6, 13.2]
     assert first_row[-1].get_x() + first_row[-1].get_width() == pytest.approx(26.6)
     assert memory.texts[0].get_text() == "26.6"
+
+
+def test_lost_updates_are_percent_and_the_counted_ones_markers(tmp_path, figures):
+    updates.lost_updates({"float16": LOST}, tmp_path / "a.png")
+    expected, counted = figures[0].axes[0].lines
+    assert expected.get_ydata().tolist() == [100, 100, 41, 0, 0]
+    assert counted.get_ydata().tolist() == [100, 100, 40, 0]
+    assert counted.get_linestyle() == "None"
+
+
+def test_what_becomes_zero_and_where_a_descent_ends_stands_in_the_legend(tmp_path, figures):
+    updates.eight_bit_maps({"linear": STORED, "dynamic": STORED | {"zero": 0.004}}, tmp_path / "a.png", [0.5, 0.1, 1.0])
+    updates.descents({"a": {"steps": [1, 2], "loss": [3.0, 5.0]}}, tmp_path / "b.png")
+    assert legend_of(figures[0]) == ["linear: 27.0 % become zero", "dynamic: 0.4 % become zero"]
+    assert sum(figures[0].axes[1].patches[0].get_data().values) == pytest.approx(100)
+    assert legend_of(figures[1]) == ["a: 4 at the end"]
 
 
 def test_the_panel_below_shows_gaps_to_the_reference(tmp_path, figures):

@@ -151,10 +151,11 @@ def digest(corpus: Corpus) -> str:
 
 
 def make_optimizer(options: TrainOptions, recipe: Recipe, parameters: list):
-    """The optimizer that was asked for, its state in the recipe's format, its eps the recipe's."""
+    """The optimizer that was asked for; how it keeps its state and writes weights, and its eps, are the recipe's."""
+    how = recipe.optimizer_state, recipe.update, options.seed
     if options.optimizer == "sgd":
-        return SGD(parameters, options.beta1, options.weight_decay, recipe.optimizer_state)
-    return AdamW(parameters, (options.beta1, options.beta2), recipe.eps, options.weight_decay, recipe.optimizer_state)
+        return SGD(parameters, options.beta1, options.weight_decay, *how)
+    return AdamW(parameters, (options.beta1, options.beta2), recipe.eps, options.weight_decay, *how)
 
 
 def make_trainer(options: TrainOptions, data: Data, model: GPT) -> Trainer:

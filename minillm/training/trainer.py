@@ -59,7 +59,7 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
     norm = global_norm(gradients.values(), 1 / scale)            # pass 1: norm and finite check in one
     finite = math.isfinite(norm)
     if finite:
-        optimizer.step(gradients, lr, clip_factor(norm, clip) / scale)        # pass 2: unscale, clip and update in one
+        optimizer.step(gradients, lr, clip_factor(norm, clip) / scale, step)  # pass 2: unscale, clip and update in one
         if after_step:
             after_step(gradients)
     scaler.update(finite)
