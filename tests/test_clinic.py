@@ -360,6 +360,12 @@ def test_the_replay_of_a_runs_own_scaler_is_the_run(initial):
     assert all(r["where"] for r in records if r["skipped"])
 
 
+def test_a_step_that_overflowed_in_the_run_is_fine_at_a_lower_scale():
+    trace, _, results = recorded(steps=3, loss_scaling=static_scale(2.0**28))
+    assert not any(r.finite for r in results)
+    assert not any(r["skipped"] for r in replay(trace, static_scale(2.0**10)))
+
+
 def test_what_was_recorded_is_what_was_rounded():
     seen, objective = [], objective_of(make("float16-mixed"))
     with watch(trace := GradientTrace(objective)), watch(lambda e: seen.append(e) if e.phase == "backward" else None):
