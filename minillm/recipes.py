@@ -6,7 +6,7 @@ from minillm.autograd.rules.products import PRODUCTS, Products
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, FORMATS, Format, format_named
 from minillm.optim import BLOCK_MAPS, DYNAMIC8, LINEAR8, BlockMap
-from minillm.precision.loss_scaling import LossScaling
+from minillm.precision.loss_scaling import SCALERS, LossScaling, scaler_named
 from minillm.precision.published import PUBLISHED
 from minillm.precision.recipe import CAST_WORDS, QUANTIZERS, Recipe
 
@@ -24,6 +24,8 @@ def mixed(low: Format, name: str, **more) -> Recipe:
 
 PRESETS = {recipe.name: recipe for recipe in (
     Recipe("float32", about="everything in float32"),
+    Recipe("float32-scaled", loss_scaling=SCALERS["keras"],
+           about="everything in float32, and a dynamic loss scale around the optimizer, which changes nothing"),
     Recipe("float16", parameters=FLOAT16, optimizer_state=FLOAT16, gradients=FLOAT16,
            about="everything in float16: parameters, activations, gradients, optimizer moments; no loss scale"),
     mixed(FLOAT16, "float16-mixed", loss_scaling=DYNAMIC,
@@ -125,8 +127,12 @@ def quantizer_named(name: str) -> Callable:
     return QUANTIZERS[name]
 
 
-def loss_scaling_of(fields: dict) -> LossScaling:
-    """Loss scaling from its fields."""
+def loss_scaling_of(fields: dict | str) -> LossScaling:
+    """Loss scaling from its fields, or the published scaler of this name."""
+    if isinstance(fields, str):
+        return scaler_named(fields)
+    if not isinstance(fields, dict):
+        raise MiniLLMError(f"loss_scaling must be a table of its fields or the name of a scaler, not {fields!r}")
     check_fields("a loss scaling", fields, LossScaling)
     return LossScaling(**fields)
 

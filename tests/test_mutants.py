@@ -22,13 +22,13 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.errors import MiniLLMError
-from minillm.formats import FLOAT8_E4M3, FLOAT16
+from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
 from minillm.optim import eight_bit
-from minillm.precision import block_scaling, float8, recipe
-from minillm.precision.loss_scaling import LossScaler
+from minillm.precision import block_scaling, clinic, float8, recipe
+from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.precision.master_weights import working_copy
 from minillm.training import trainer
 
@@ -69,7 +69,7 @@ MUTANTS = [
            "loss_scaling.raw_gradients_are_exactly_s_times_the_unscaled_ones", ("float32", 2.0**16)),
     Mutant("unscale forgotten", trainer.training_step, "clip_factor(norm, clip) / scale", "clip_factor(norm, clip)",
            "loss_scaling.a_scale_changes_no_bit_of_what_is_learned_where_nothing_underflows", ("float32", 2.0**16)),
-    Mutant("norm of scaled gradients", trainer.training_step, "gradients.values(), 1 / scale", "gradients.values()",
+    Mutant("norm of scaled gradients", trainer.training_step, "gradients.values(), scaler.inverse", "gradients.values()",
            "loss_scaling.a_scale_changes_no_bit_of_what_is_learned_where_nothing_underflows", ("float32", 2.0**16)),
     Mutant("moments touched before the finite check", trainer.training_step, "    norm = global_norm",
            "    optimizer.step(gradients, 0.0, 1 / scale)\n    norm = global_norm",
@@ -78,12 +78,26 @@ MUTANTS = [
            "loss_scaling.an_overflow_touches_neither_weights_nor_moments_nor_the_step_count", ("float16-mixed",)),
     Mutant("a NaN passes for finite", trainer.training_step, "math.isfinite(norm)", "not norm == math.inf",
            "gpt.pure_float16_at_eps_1e_8_diverges"),
-    Mutant("no floor", LossScaler.update, "max(self.scale * self.how.backoff, self.how.floor)", "self.scale * self.how.backoff",
-           "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
-    Mutant("no ceiling", LossScaler.update, "grown if grown <= FLOAT32.max else self.scale", "grown",
-           "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
-    Mutant("clean steps counted through an overflow", LossScaler.update, "self.how.floor), 0", "self.how.floor), self.clean_steps",
-           "loss_scaling.it_grows_after_n_clean_steps_in_a_row_and_backs_off_at_once"),
+    Mutant("no floor", LossScaler.update, "max(self.scale * self.how.backoff, self.how.floor or 0.0)",
+           "self.scale * self.how.backoff", "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
+    Mutant("no ceiling", LossScaler.grown, "grown if grown <= FLOAT32.max or not self.how.checked else self.scale",
+           "grown", "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
+    Mutant("clean steps counted through an overflow", LossScaler.update, "self.how.floor or 0.0)), 0",
+           "self.how.floor or 0.0)), self.clean_steps", "loss_scaling.it_grows_after_n_clean_steps_in_a_row_and_backs_off_at_once"),
+    Mutant("the ceiling is ignored", LossScaler.grown, "min(self.scale * self.how.growth, self.how.ceiling or math.inf)",
+           "self.scale * self.how.growth", "clinic.apex_amp_stops_at_its_ceiling_and_goes_below_all_float32_numbers"),
+    Mutant("every scaler has our floor", LossScaler.update, "self.how.floor or 0.0", "self.how.floor or 1.0",
+           "clinic.a_run_of_bad_steps_takes_the_scale_to_0_where_nothing_stops_it"),
+    Mutant("a scale of float32 kept in 64 bits", LossScaling.held, "if not self.in_float32", "if True",
+           "clinic.keras_has_neither_floor_nor_ceiling"),
+    Mutant("overflow only beyond infinity's neighbour", clinic.refusal, "largest * scale >= given.limit", "largest * scale > 65536",
+           "clinic.the_limit_is_half_an_ulp_beyond_the_largest", (0,)),
+    Mutant("the loss scale left in the trace", clinic.Sizes.add, "np.abs(scaled).max()) / scale", "np.abs(scaled).max())",
+           "clinic.what_was_recorded_is_what_was_rounded"),
+    Mutant("what underflows is counted one binade late", clinic.underflow_share, "if exponent < first", "if exponent < first - 1",
+           "clinic.half_underflows_where_the_mean_is_at_the_limit"),
+    Mutant("a step after an overflow goes on being recorded", clinic.GradientTrace.__call__, "self.overflowed.add(step)", "pass",
+           "clinic.a_step_that_overflowed_in_the_run_is_fine_at_a_lower_scale"),
     Mutant("micro-batches not divided", trainer.training_step, "scale / len(batches)", "scale",
            "loss_scaling.two_micro_batches_of_the_same_windows_are_one_batch"),
     Mutant("the last micro-batch only", trainer.accumulate, "widen(total[name], np.float32) + g if name in total else g", "g",

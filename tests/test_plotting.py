@@ -41,6 +41,13 @@ def a_scale(start=16, steps=200):
     return {"steps": list(range(1, steps + 1)), "log2_scale": scales, "skipped": [70, 140]}
 
 
+def a_replay(start=16, sinks=False):
+    run = a_scale(start)
+    scales = [*run["log2_scale"][:150], *[None] * 50] if sinks else run["log2_scale"]
+    headroom = [None if scale is None else 14 - scale for scale in scales]
+    return run | {"log2_scale": scales, "headroom": headroom, "fate": "sinks to 0" if sinks else "trains"}
+
+
 def a_point(log2_scale, val_loss, share=0.1):
     diverged_at = None if val_loss else 12
     return {"log2_scale": log2_scale, "val_loss": val_loss, "diverged_at": diverged_at, "zero_gradient_share": share}
@@ -80,6 +87,11 @@ CASES = {
     "scale, nothing": (training.loss_scale_history, {}),
     "scale, one point": (training.loss_scale_history, {"float16-mixed": a_scale(16, 1) | {"skipped": [1]}, "b": {}}),
     "scale, not recorded": (training.loss_scale_history, {"b": {"steps": [1, 2], "log2_scale": [None, NAN]}}),
+    "replays": (training.scaler_replays, {"keras": a_replay(15, sinks=True), "pytorch": a_replay(), "minillm": a_replay(10)}),
+    "replays, twelve scalers": (training.scaler_replays, {r: a_replay(10 + i) for i, r in enumerate(TWELVE)}),
+    "replays, nothing": (training.scaler_replays, {}),
+    "replays, not recorded": (training.scaler_replays, {
+        "a": a_scale(), "b": {"steps": [1, 2], "log2_scale": [None, NAN]}, "c": {}}),
     "static": (recipes.static_scale, STATIC, 2.45),
     "static, all near": (recipes.static_scale, STATIC[4:], 2.45),
     "static, nothing": (recipes.static_scale, [], 2.45),
