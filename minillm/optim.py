@@ -76,11 +76,11 @@ class Optimizer:
         self.state[slot][name] = self.rounded(slot, name, exact, self.state_format)
         return widen(self.state[slot][name], np.float32)
 
-    def rounded(self, slot, name, exact, format):
-        """Through round_to, and shown to whoever watches as "update"."""
+    def rounded(self, slot, name, exact, format, before=None):
+        """Through round_to, and shown to whoever watches as "update"; with a weight, the array that it had before."""
         rounded = round_to(exact, format)
         if watched():
-            tell("update", Address(name, slot, 0), exact, rounded, format)
+            tell("update", Address(name, slot, 0), exact, rounded, format, before=before)
         return rounded
 
 
@@ -99,7 +99,7 @@ class SGD(Optimizer):
         b = self.keep("momentum", name, f(self.momentum) * b + widen(gradient, f) * factor)
         w = widen(p.data, f)
         decay = f(1 - lr * self.weight_decay * (p.ndim > 1))
-        p.data = self.rounded("weight", name, w * decay - f(lr) * b, p.format)
+        p.data = self.rounded("weight", name, w * decay - f(lr) * b, p.format, p.data)
 
 
 class AdamW(Optimizer):
@@ -132,4 +132,4 @@ class AdamW(Optimizer):
         m = self.keep("m", name, m + c1 * (g - m))
         v = self.keep("v", name, v + c2 * (g * g - v))
         update = (m * unbias1) / (np.sqrt(v * unbias2) + eps)
-        p.data = self.rounded("weight", name, widen(p.data, np.float32) * decay - lr * update, p.format)
+        p.data = self.rounded("weight", name, widen(p.data, np.float32) * decay - lr * update, p.format, p.data)
