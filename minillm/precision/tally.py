@@ -17,8 +17,11 @@ LOWEST = -149                  # the exponent of float32's smallest subnormal, i
 
 
 def first_beyond(format: Format) -> float:
-    """The least size that no longer rounds to nearest within the format; the tie counts where the largest value is odd."""
-    tie, odd = format.max + format.ulp(format.max) / 2, format.code_below(format.max) % 2
+    """The least size that nearest-even rounding takes beyond the format; the tie counts where the largest value is odd.
+
+    Without a mantissa every value is odd: its one digit is a 1.
+    """
+    tie, odd = format.max + format.ulp(format.max) / 2, format.code_below(format.max) % 2 or format.mantissa_bits == 0
     return tie if odd else math.nextafter(tie, math.inf)
 
 
