@@ -70,7 +70,7 @@ def test_the_loss_scale_of_the_watched_step_is_taken_out():
 
 def test_a_scale_changes_cotangents_only():
     seen = WhatIf([FLOAT16])
-    for phase in ("forward", "backward", "accumulate"):
+    for phase in ("forward", "backward", "accumulate"):                        # kept apart by where the scale acts
         seen(event([1e-9, 1.0, 1e9], phase))
     seen(event([1e-9], "update", "v"))
     found = {kind: [r["log2_scale"] for r in seen.rows() if r["kind"] == kind]
@@ -106,7 +106,7 @@ def test_of_a_float32_step_it_says_what_the_formats_would_have_done():
         training_step(objective, [batch()], 0, 1e-3)
     for format in seen.formats:
         for phase, power in (("backward", -16), ("backward", 12), ("forward", 0)):
-            expected = np.sum([fates(e.exact, format, power) for e in events if e.phase == phase], axis=0)
+            expected = np.sum([fates(e.exact, format, power) for e in events if e.phase == phase and e.exact.size > 1], axis=0)
             assert counted(seen, format, power if phase == "backward" else None, phase) == tuple(expected)
     assert {kind_of(e.phase, e.address) for e in events} == {row["kind"] for row in seen.rows()}
 

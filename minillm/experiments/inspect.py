@@ -11,6 +11,7 @@ from minillm.experiments.options import Data, TrainOptions, check_range
 from minillm.experiments.run_folder import RunFolder
 from minillm.experiments.running import Run, new_run
 from minillm.experiments.tables import table
+from minillm.files import check_folder
 from minillm.formats import format_named
 from minillm.plotting.microscope import inspection
 from minillm.plotting.records import percent
@@ -44,6 +45,7 @@ def inspect(path: str | Path, format: str | None = None, steps: int = 1, out: st
     history = [{"step": r["step"], "first_not_finite": r["first_not_finite"]} for r in read_metrics(folder.metrics)
                if r.get("first_not_finite")]
     check_checkpoint(folder, history)
+    check_folder(out or path)
     data, state = folder.read_data(options), read_state(folder.state)
     run = loaded(folder, options, data, recipe, *state)
     rows, made = watched_steps(run, steps)
@@ -143,6 +145,8 @@ def told(result: dict) -> str:
         last, count = result["history"][-1], len(result["history"])
         lines.append(f"{count} step{'s' * (count > 1)} of the run {'were' if count > 1 else 'was'} not finite, the last of them "
                      f"step {last['step']}: {last['first_not_finite']}")
+    if result["diverged_at"] is not None:
+        lines.append(f"the run ended at step {result['diverged_at']}, where it was not finite")
     return "\n".join(lines)
 
 

@@ -11,8 +11,9 @@ from minillm.plotting import style
 from minillm.plotting.records import PathLike
 
 PHASES = {"forward": "results", "backward": "cotangents"}
-COLORS = {"rounds to zero": style.VERMILLION, "subnormal": style.ORANGE, "normal": "#DDF0E8", "too large": style.GREY}
+COLORS = {"rounds to zero": style.VERMILLION, "subnormal": style.ORANGE, "normal, or 0 before": "#DDF0E8", "too large": style.GREY}
 DASHES = {"smallest": ":", "smallest normal": "--", "largest": "-"}
+LIMIT = {"color": style.VERMILLION, "linewidth": 1.2}
 FARTHEST = (-60, 40)           # exponents beyond these are left out of the picture: a float32 value may have any from -149 to 127
 
 
@@ -27,7 +28,8 @@ def inspection(
     rows = [row for row in rows if row["phase"] in PHASES]
     layers = list(dict.fromkeys(row["layer"] for row in rows)) or [""]
     with style.applied():
-        figure, axes = style.figure(2, 2, height=3.4 + 0.32 * len(layers), squeeze=False, height_ratios=(max(len(layers), 3), 6))
+        high = max(len(layers), 6)
+        figure, axes = style.figure(2, 2, height=3.4 + 0.32 * high, squeeze=False, height_ratios=(high, 6))
         wide = figure.add_subplot(axes[0, 0].get_gridspec()[1, :])
         axes[1, 0].remove()
         axes[1, 1].remove()
@@ -39,7 +41,7 @@ def inspection(
         figure.suptitle(style.shown(title), x=0.01, ha="left", fontsize=11)
         if found := [picture for picture in pictures if picture is not None]:
             figure.colorbar(found[0], ax=list(axes[0]), label="share of a layer's values", shrink=0.9)
-        handles = [style.key(f"{name} value", color=style.VERMILLION, linestyle=dash, linewidth=1.2) for name, dash in DASHES.items()]
+        handles = [style.key(f"{name} value", **LIMIT, linestyle=dash) for name, dash in DASHES.items()]
         style.legend(figure, handles + _fates(wide, [row for row in what_if if row["kind"] == "backward"], format, log2_scale))
         return style.save(figure, path)
 
@@ -70,7 +72,7 @@ def _exponents(axes: Any, rows: Sequence[dict], layers: Sequence[str], ends: tup
                           extent=(low, high, len(layers) - 0.5, -0.5))
     for value, dash in zip((format.smallest, format.tiny, format.max), DASHES.values(), strict=True):
         if low <= math.log2(value) <= high:
-            axes.axvline(math.log2(value), color=style.VERMILLION, linestyle=dash, linewidth=1.2)
+            axes.axvline(math.log2(value), **LIMIT, linestyle=dash)
     return picture
 
 

@@ -34,7 +34,8 @@ class WhatIf:
     """An observer of one step: how many of the values before their rounding each format would make zero, subnormal, too large.
 
     Cotangents and sums of gradients are counted at every loss scale 2^k, k in `scales`, whatever `loss_scale` the watched step had;
-    all else as it is. Values that were 0 before are not counted as zeroed, those that are not finite as nothing.
+    all else as it is. Values that were 0 before are not counted as zeroed, those that are not finite as nothing. The loss and its
+    cotangent are left out: one number each, as large as the scale.
     """
 
     def __init__(self, formats: Iterable[Format] = FORMATS_ASKED, loss_scale: float = 1.0, scales: Iterable[int] = SCALES):
@@ -46,6 +47,8 @@ class WhatIf:
         self.lost, self.weights = dict.fromkeys(self.formats, 0.0), 0
 
     def __call__(self, event: Event) -> None:
+        if np.size(event.exact) == 1 and event.phase in ("forward", "backward") and event.address.op != "gradient":
+            return                                                           # the loss, as large as the scale that multiplies it
         at, bounds = (event.phase, event.address), self.limits[event.phase in SCALED]
         sizes = np.sort(np.abs(np.ravel(event.exact)))                       # NaN comes last
         finite, zeros = np.searchsorted(sizes, np.float32(np.inf)), np.searchsorted(sizes, np.float32(0), "right")
