@@ -17,7 +17,7 @@ import pytest
 from tiny_gpt import make
 
 from minillm import optim, rounding
-from minillm.autograd import tensor
+from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
@@ -27,7 +27,7 @@ from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
 from minillm.optim import eight_bit
-from minillm.precision import block_scaling, clinic, float8, recipe
+from minillm.precision import block_scaling, clinic, float8, recipe, tally, what_if
 from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.precision.master_weights import working_copy
 from minillm.training import trainer
@@ -140,6 +140,21 @@ MUTANTS = [
     Mutant("the shorter place wins", recipe.find, "range(len(names), 0, -1)", "range(1, len(names) + 1)",
            "recipes.the_most_exact_key_wins"),
 
+    # the microscope
+    Mutant("zeros from before counted as made", tally.tally, "(size > 0) & (after == 0)", "(after == 0)",
+           "microscope.float16s_edges_are_counted_by_hand", ("off",)),
+    Mutant("the tie at the end fits", tally.first_beyond, "tie if odd", "tie if not odd",
+           "what_if.limits_of_float16_are_the_known_ones"),
+    Mutant("exponents by floor(log2)", tally.tally, "np.frexp(x)[1] - 1",
+           "np.floor(np.log2(np.where(x == 0, 1, np.abs(x)), dtype=np.float32)).astype(np.int64)",
+           "microscope.exponents_are_right_below_every_power_of_two", ("off",)),
+    Mutant("an update of nothing counts as lost", tally.Tally.add, "(rounded == before) & (exact != before)", "rounded == before",
+           "microscope.an_update_of_nothing_is_not_lost", ("off",)),
+    Mutant("block1 is taken for block10", watching.only, 'f"{event.address.scope}.".startswith(f"{place}.")',
+           "event.address.scope.startswith(place)", "microscope.a_places_name_is_not_taken_for_another_that_begins_alike"),
+    Mutant("what if the scale divided", what_if.WhatIf.__init__, "-np.array(self.scales", "np.array(self.scales",
+           "what_if.counts_are_those_of_rounding", (FLOAT16,)),
+
     # the optimizer
     Mutant("decay on vectors too", optim.AdamW.constants, "(p.ndim > 1)", "1", "optim.decay_is_on_matrices_only", (optim.AdamW,)),
     Mutant("no bias correction", optim.AdamW.constants, "1 / (1 - b2**self.steps)", "1",
@@ -179,7 +194,8 @@ MUTANTS = [
     Mutant("compensation of the wrong sign", optim.Optimizer.write, "exact - widen(p.data, np.float32)",
            "widen(p.data, np.float32) - exact",
            "low_precision_updates.weight_and_compensation_are_the_exact_sum_each_rounded_once", (BFLOAT16, optim.SGD)),
-    Mutant("stochastic updates rounded to nearest", optim.Optimizer.write, '"stochastic" if self.how == "stochastic" else ', "",
+    Mutant("stochastic updates rounded to nearest", optim.Optimizer.write,
+           '"stochastic" if self.how == "stochastic" else "nearest_even"', '"nearest_even"',
            "low_precision_updates.the_expected_stochastic_update_is_the_exact_one", (BFLOAT16, 0.25)),
     Mutant("random bits from steps, not attempts", optim.Optimizer.rounded, "step=self.attempt", "step=self.steps",
            "low_precision_updates.the_bits_are_those_of_seed_attempt_and_name"),
