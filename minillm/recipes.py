@@ -5,6 +5,7 @@ from collections.abc import Callable
 from minillm.autograd.rules.products import PRODUCTS, Products
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, FORMATS, Format, format_named
+from minillm.precision.accumulation import products_named
 from minillm.precision.loss_scaling import LossScaling
 from minillm.precision.recipe import CAST_WORDS, Recipe
 
@@ -86,10 +87,13 @@ def cast_named(name: str) -> Format | str:
 
 
 def product_named(name: str) -> Products:
-    """The Products of this name."""
-    if name not in PRODUCTS:
-        raise unknown("products", name, PRODUCTS)
-    return PRODUCTS[name]
+    """The Products of this name, or with the accumulators that it names, as in "float16/chunked_64"."""
+    try:
+        return products_named(name)
+    except MiniLLMError:
+        if "/" in name or "=" in name:
+            raise
+    raise unknown("products", name, (*PRODUCTS, *FORMATS))
 
 
 def loss_scaling_of(fields: dict) -> LossScaling:

@@ -203,6 +203,8 @@ FLOAT64 = {
     "minillm.rounding": "a float64 input is rounded from its own bits",
     "minillm.autograd.tensor": "Python's numbers are float64 until tensor() has rounded them, once",
     "minillm.autograd.check": "compares rules with themselves in float64",
+    "minillm.precision.accumulation": "an emulated accumulator adds in float64 and rounds once",
+    "minillm.kernels.accumulation": "the same, compiled",
     "minillm.conversion.rounding": "a weight divided by its scale is rounded to a whole number from its exact side of a half",
 }
 
