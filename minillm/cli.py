@@ -20,6 +20,7 @@ ABOUT = {
     "dropout": "share of values dropped in training", "bias": "biases in linears and layer norms, which GPT-2 has",
     "accumulate": "micro-batches in a step", "tokenizer": "char or bpe", "vocab": "vocabulary of the bpe tokenizer",
     "seed": "of weights, batches and dropout", "recipe": "which number formats stand where",
+    "products": "recipe, or an accumulator for all matrix products: float16, bfloat16/kahan, ...",
     "loss_scale": "recipe, dynamic, pytorch, apex-amp, apex-fp16-utils, keras, or a number such as 1024 or 2^-6",
     "growth_interval": "clean steps until a dynamic scale doubles; 0: the recipe's",
     "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",

@@ -6,6 +6,7 @@ from minillm.autograd.rules.products import PRODUCTS, Products
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, FORMATS, Format, format_named
 from minillm.optim import BLOCK_MAPS, DYNAMIC8, LINEAR8, BlockMap
+from minillm.precision.accumulation import products_named
 from minillm.precision.loss_scaling import SCALERS, LossScaling, scaler_named
 from minillm.precision.published import PUBLISHED
 from minillm.precision.recipe import CAST_WORDS, QUANTIZERS, Recipe
@@ -114,10 +115,13 @@ def state_named(name: str) -> Format | BlockMap:
 
 
 def product_named(name: str) -> Products:
-    """The Products of this name."""
-    if name not in PRODUCTS:
-        raise unknown("products", name, PRODUCTS)
-    return PRODUCTS[name]
+    """The Products of this name, or with the accumulators that it names, as in "float16/chunked_64"."""
+    try:
+        return products_named(name)
+    except MiniLLMError:
+        if "/" in name or "=" in name:
+            raise
+    raise unknown("products", name, (*PRODUCTS, *FORMATS))
 
 
 def quantizer_named(name: str) -> Callable:

@@ -206,6 +206,8 @@ FLOAT64 = {
     "minillm.autograd.check": "compares rules with themselves in float64",
     "minillm.precision.tally": "sums of squared errors, which float32 itself could not hold: counts, not part of a step",
     "minillm.kernels.watching": "the same sums",
+    "minillm.precision.accumulation": "an emulated accumulator adds in float64 and rounds once",
+    "minillm.kernels.accumulation": "the same, compiled",
     "minillm.conversion.rounding": "a weight divided by its scale is rounded to a whole number from its exact side of a half",
 }
 

@@ -16,7 +16,7 @@ from minillm.models.gpt import GPT, GPTShape
 from minillm.optim import SGD, AdamW
 from minillm.precision.loss_scaling import SCALERS, LossScaler
 from minillm.precision.recipe import Recipe
-from minillm.recipes import recipe_named
+from minillm.recipes import product_named, recipe_named
 from minillm.training.trainer import Objective, Schedule, Trainer
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -28,6 +28,7 @@ LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "step
 class TrainOptions:
     """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
+    `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
     `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
     dynamic one. `eps` 0 means the recipe's.
     """
@@ -53,6 +54,7 @@ class TrainOptions:
     vocab: int = 512
     seed: int = 1337
     recipe: str = "float32"
+    products: str = "recipe"
     loss_scale: str = "recipe"
     growth_interval: int = 0
     scale_floor: float = 0.0
@@ -80,7 +82,7 @@ class TrainOptions:
         self.make_recipe()
 
     def make_recipe(self) -> Recipe:
-        """The preset, with the loss scaling and eps that were asked for."""
+        """The preset, with the products, the loss scaling and the eps that were asked for."""
         recipe = recipe_named(self.recipe)
         scaling = recipe.loss_scaling
         if self.loss_scale == "dynamic":
@@ -93,7 +95,8 @@ class TrainOptions:
             scaling = dataclasses.replace(scaling, growth_interval=self.growth_interval)
         if self.scale_floor:
             scaling = dataclasses.replace(scaling, floor=self.scale_floor)
-        return dataclasses.replace(recipe, loss_scaling=scaling, eps=self.eps or recipe.eps)
+        products = recipe.products if self.products == "recipe" else {"*": product_named(self.products)}
+        return dataclasses.replace(recipe, products=products, loss_scaling=scaling, eps=self.eps or recipe.eps)
 
     def shape(self, vocabulary: int) -> GPTShape:
         return GPTShape(vocabulary, self.layers, self.heads, self.channels, self.context, self.bias, self.dropout)
