@@ -1,15 +1,18 @@
 """The loss-scale clinic: published scalers as published, their known failures from synthetic traces, the trace of a run."""
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_gpt import batch, make, objective_of, recipe_of
+from tiny_gpt import batch, make, objective_of, recipe_of, state_bits
 
 from minillm.autograd.watching import watch
 from minillm.errors import MiniLLMError
+from minillm.experiments.options import TrainOptions
+from minillm.experiments.running import shown_scale
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, FORMATS
 from minillm.precision.clinic import (
     Circumstances,
@@ -31,7 +34,7 @@ from minillm.precision.loss_scaling import SCALERS, LossScaler, LossScaling, sca
 from minillm.precision.underflow import ZeroedCotangents
 from minillm.recipes import from_json, to_json
 from minillm.rounding import round_to
-from minillm.training.trainer import training_step
+from minillm.training.trainer import Schedule, Trainer, training_step
 
 DYNAMIC = [name for name, how in SCALERS.items() if how.dynamic]
 TRACES = st.lists(st.tuples(st.booleans(), st.integers(1, 2500)), max_size=5)            # runs of finite steps and of others
@@ -436,3 +439,37 @@ def test_a_replay_in_one_row_and_as_lists():
     ended = history([{"step": 1, "loss_scale": s, "skipped": True} for s in (1.0, 0.0, None, math.inf)])
     assert ended["log2_scale"] == [0, None, None, None]
     assert FLOAT32.max < math.inf
+
+
+# --- the published scalers in training
+
+def test_the_command_lines_option_takes_their_names():
+    for name, how in SCALERS.items():
+        assert TrainOptions(recipe="float16-mixed", loss_scale=name).make_recipe().loss_scaling == how
+    grown = TrainOptions(loss_scale="keras", growth_interval=7, scale_floor=2.0).make_recipe().loss_scaling
+    assert grown == dataclasses.replace(SCALERS["keras"], growth_interval=7, floor=2.0)
+    with pytest.raises(MiniLLMError, match=r"--loss-scale 'kears': give .* keras"):
+        TrainOptions(loss_scale="kears")
+
+
+@pytest.mark.parametrize(("name", "scale", "shown"), [
+    ("pytorch", 0.0, "0"), ("apex-amp", 2.0**-1074, "2^-1074"), ("keras", 2.0**-149, "2^-149"), ("keras", math.inf, "infinite")])
+def test_a_step_at_a_useless_scale_is_skipped_and_recorded_as_plain_data(name, scale, shown):
+    objective = objective_of(make("float16-mixed"), LossScaler(SCALERS[name]))
+    objective.scaler.scale = scale
+    before = state_bits(objective)
+    trainer = Trainer(objective, lambda step, micro: batch(seed=step), Schedule(5, watch_every=1))
+    record = trainer.advance()
+    assert record["skipped"]
+    assert state_bits(objective) == before
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert shown_scale(record["loss_scale"]) == shown
+    assert objective.scaler.scale == (math.inf if scale == math.inf else 0)
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_every_scaler_trains(name):
+    objective = objective_of(make(recipe_of("float16-mixed", loss_scaling=SCALERS[name])))
+    results = [training_step(objective, [batch()], step, 1e-2) for step in range(25)]
+    assert results[-1].loss < results[0].loss - 0.2
+    assert sum(not r.finite for r in results) == {"apex-fp16-utils": round(math.log2(2.0**32 / results[-1].scale))}.get(name, 0)
