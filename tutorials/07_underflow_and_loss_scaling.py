@@ -496,8 +496,8 @@ for logit, fits in ((-3.8, True), (-4.0, False)):
 # What to take along
 # ------------------
 #
-# - At 2^16 next to nothing underflows in this model, without a scale less than 2 %. Small cotangents are a *tail*: their share
-#   cannot be told from mean and deviation.
+# - At 2^16 next to nothing underflows in this model, without a scale less than 2 %. Small cotangents are a *tail*:
+#   their share cannot be told from mean and deviation.
 # - A scaler needs a floor, or a run of bad steps takes it to zero. It needs an end above, or it becomes infinite.
 # - Look at the *headroom* of a run, and at which tensor uses it up: here always the head.
 # - In float32 a loss scale changes nothing, to the last bit.
