@@ -194,6 +194,7 @@ def readable(figure, texts):
     ("loss, one run", ["step", "nats per token"]),
     ("exponents", ["exponent of the cotangent, log2|g|", "share of all values"]),
     ("scale", ["optimizer attempt (step)", "a factor, no unit", "skipped"]),
+    ("replays", ["optimizer attempt (step)", "a factor, no unit", "headroom (bits)", "skipped"]),
     ("static", ["a factor", "nats per token", "(%)"]),
     ("comparison", ["nats per token", "MB"]),
     ("lost updates", ["log2 |update / weight|", "(%)"]),
@@ -204,6 +205,16 @@ def test_axes_are_labelled_with_their_units(case, labels, tmp_path, figures):
     draw(case, tmp_path / "a.png")
     found = "\n".join(axes.get_xlabel() + "\n" + axes.get_ylabel() for axes in figures[0].axes)
     assert all(label in found for label in labels), found
+
+
+def test_a_scale_that_sinks_to_0_ends_with_a_cross_and_says_so(tmp_path, figures):
+    draw("replays", tmp_path / "a.png")
+    scale, room, _ = figures[0].axes
+    crosses = [(line.get_xdata()[0], line.get_ydata()[0]) for line in scale.lines if line.get_marker() == "X"]
+    assert crosses == [(151, 15 - 150 // 70)]
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert texts == ["keras: 2 skipped, sinks to 0", "pytorch: 2 skipped, trains", "minillm: 2 skipped, trains"]
+    assert [len(line.get_xdata()) for line in room.lines] == [150, 200, 200, 2]          # the last is the line at 0
 
 
 @pytest.mark.parametrize("case", ["loss, six recipes", "exponents, three formats", "static"])

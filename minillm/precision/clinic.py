@@ -1,8 +1,8 @@
 """The loss-scale clinic: what any scaler would have done in a run, replayed from the sizes of the run's gradients alone.
 
-    trace = GradientTrace(objective)
-    trainer.observers, trainer.schedule.watch_every = (trace,), 1      # record a run, then
-    replay(trace.steps, SCALERS["keras"])                              # ask what another scaler would have made of it
+    trace = GradientTrace(trainer.objective)
+    trainer.observers = (trace,)                     # record a run, whose schedule has watch_every=1; then ask
+    replay(trace.steps, SCALERS["keras"])            # what another scaler would have made of it
 
 A scale S is fine for a step if the largest cotangent times S stays finite in float16, and float32 can hold S, 1/S and the
 unscaled gradients. What is too small times S becomes zero. Nothing else of a step matters to a scaler.
