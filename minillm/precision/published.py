@@ -70,14 +70,14 @@ APEX_BANNED = ("bce",)
 HALF_MODEL = {"*": FLOAT16, **dict.fromkeys(whole(("linear", "layer_norm", "rms_norm")), FLOAT16), **dict.fromkeys(LOSSES, FLOAT32)}
 
 APEX = (
-    Recipe("apex-O0", composed=("attention",), about="Apex O0: float32 throughout, loss scale 1"),
+    Recipe("apex-O0", composed=("attention",), about="float32 throughout, loss scale 1"),
     Recipe("apex-O1", casts=listed(FLOAT16, APEX_HALF, APEX_FLOAT32, APEX_PROMOTED, APEX_BANNED), composed=("attention",),
-           loss_scaling=APEX_SCALER, about="Apex O1: functions patched by lists, float32 weights, dynamic loss scale"),
+           loss_scaling=APEX_SCALER, about="functions patched by lists, float32 weights, dynamic loss scale"),
     Recipe("apex-O2", casts=HALF_MODEL, composed=("attention",), loss_scaling=APEX_SCALER,
-           about="Apex O2: the model in float16, float32 master weights, dynamic loss scale"),
+           about="the model in float16, float32 master weights, dynamic loss scale"),
     # No optimizer goes with O3. Its moments have the type of the weights, where Adam's usual eps of 1e-8 is 0.
     Recipe("apex-O3", FLOAT16, FLOAT16, FLOAT16, casts=HALF_MODEL, composed=("attention",), eps=1e-4,
-           about="Apex O3: model, gradients and optimizer state in float16, loss scale 1"),
+           about="model, gradients and optimizer state in float16, loss scale 1"),
 )
 
 # --- Keras. The policy is one of layers, not of ops: variables float32, computation float16, inputs and variables cast on entry.
@@ -88,7 +88,7 @@ APEX = (
 KERAS = (
     Recipe("keras-mixed_float16", results={"embedding": FLOAT16}, loss_scaling=KERAS_SCALER,
            casts={"*": FLOAT16, "linear.bias": FLOAT16, "embedding": "as is", **dict.fromkeys(LOSSES, FLOAT32)},
-           about="Keras mixed_float16: float32 variables, every layer in float16, LossScaleOptimizer"),
+           about="float32 variables, every layer in float16, LossScaleOptimizer"),
 )
 
 # --- Transformer Engine. Eight bits only inside the products of linears; what goes in and comes out is bfloat16, attention too
