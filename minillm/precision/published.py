@@ -4,20 +4,15 @@ Sources: NVIDIA/apex, apex/amp (frontend.py, lists/*.py, _initialize.py; deleted
 PyTorch 2.13, ATen/autocast_mode.h; Keras 3, keras/src/layers and keras/src/losses; TransformerEngine, common/recipe.
 
 What their lists name and this program has no op for is left out. What this program has and a list does not name runs in the
-format of its inputs ("as is"), as there. Scalers of theirs without a floor stop here at 2^-126: below, 1 / scale is no float32.
+format of its inputs ("as is"), as there.
 """
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules.products import FLOAT32_PRODUCTS, Products
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from minillm.precision.block_scaling import MXFP8_UP
 from minillm.precision.float8 import FLOAT8_CURRENT
-from minillm.precision.loss_scaling import LossScaling
+from minillm.precision.loss_scaling import SCALERS
 from minillm.precision.recipe import Recipe
-
-NO_FLOOR = 2.0**-126
-GRAD_SCALER = LossScaling(2.0**16, growth=2.0, backoff=0.5, growth_interval=2000, floor=NO_FLOOR)     # torch/amp/grad_scaler.py
-APEX_SCALER = LossScaling(2.0**16, growth=2.0, backoff=0.5, growth_interval=2000, floor=NO_FLOOR)     # apex/amp/scaler.py
-KERAS_SCALER = LossScaling(2.0**15, growth=2.0, backoff=0.5, growth_interval=2000, floor=NO_FLOOR)    # loss_scale_optimizer.py
 
 LOSSES = ("cross_entropy", "bce", "bce_with_logits")
 
@@ -50,15 +45,14 @@ def torch_autocast(low: Format, **more) -> Recipe:
 
 
 TORCH = (
-    torch_autocast(FLOAT16, loss_scaling=GRAD_SCALER, about="PyTorch's autocast lists (CUDA) and its GradScaler"),
+    torch_autocast(FLOAT16, loss_scaling=SCALERS["pytorch"], about="PyTorch's autocast lists (CUDA) and its GradScaler"),
     torch_autocast(BFLOAT16, about="PyTorch's autocast lists (CUDA) with bfloat16, no scaler"),
 )
 
 # --- Apex. Attention was no op of PyTorch then: it is composed of matmul, mul, softmax and matmul, each with its own list. Layer
 # norm is PyTorch's own (keep_batchnorm_fp32 means batch norm only, so O2 halves it as it halves all else). Functions of float32
 # inside, float16 outside, such as a half softmax, round once here as there. `binary_cross_entropy` is banned for half tensors only;
-# here it is refused altogether. rms_norm did not exist; its pow and rsqrt are listed as float32. The scaler's ceiling of 2^24 is
-# 16,000 clean steps away from its start.
+# here it is refused altogether. rms_norm did not exist; its pow and rsqrt are listed as float32.
 
 APEX_HALF = ("linear", "matmul")
 APEX_FLOAT32 = ("exp", "log", "pow", "sum", "softmax", "log_softmax", "layer_norm", "rms_norm", "cross_entropy", "bce_with_logits")
@@ -72,8 +66,8 @@ HALF_MODEL = {"*": FLOAT16, **dict.fromkeys(whole(("linear", "layer_norm", "rms_
 APEX = (
     Recipe("apex-O0", composed=("attention",), about="float32 throughout, loss scale 1"),
     Recipe("apex-O1", casts=listed(FLOAT16, APEX_HALF, APEX_FLOAT32, APEX_PROMOTED, APEX_BANNED), composed=("attention",),
-           loss_scaling=APEX_SCALER, about="functions patched by lists, float32 weights, dynamic loss scale"),
-    Recipe("apex-O2", casts=HALF_MODEL, composed=("attention",), loss_scaling=APEX_SCALER,
+           loss_scaling=SCALERS["apex-amp"], about="functions patched by lists, float32 weights, dynamic loss scale"),
+    Recipe("apex-O2", casts=HALF_MODEL, composed=("attention",), loss_scaling=SCALERS["apex-amp"],
            about="the model in float16, float32 master weights, dynamic loss scale"),
     # No optimizer goes with O3. Its moments have the type of the weights, where Adam's usual eps of 1e-8 is 0.
     Recipe("apex-O3", FLOAT16, FLOAT16, FLOAT16, casts=HALF_MODEL, composed=("attention",), eps=1e-4,
@@ -86,7 +80,7 @@ APEX = (
 # loss, is what the guide tells users to keep in float32 (`Loss` of Keras 3 casts by itself).
 
 KERAS = (
-    Recipe("keras-mixed_float16", results={"embedding": FLOAT16}, loss_scaling=KERAS_SCALER,
+    Recipe("keras-mixed_float16", results={"embedding": FLOAT16}, loss_scaling=SCALERS["keras"],
            casts={"*": FLOAT16, "linear.bias": FLOAT16, "embedding": "as is", **dict.fromkeys(LOSSES, FLOAT32)},
            about="float32 variables, every layer in float16, LossScaleOptimizer"),
 )
