@@ -205,6 +205,7 @@ class Format:
 
     def magnitude(self, code):
         """The value of a code without a sign, whether or not it stands for something special; a number or an array."""
+        code = np.asarray(code, np.int64)        # of a Python number ldexp would make a float16
         exponent, fraction = code >> self.mantissa_bits, code & 2**self.mantissa_bits - 1
         normal = (exponent > 0) | (not self.zero)
         significand = (fraction + (normal << self.mantissa_bits)) * (normal | self.subnormals)

@@ -66,14 +66,16 @@ def _nearest(size, drop, tiny, evenly):
 def _nearest_even(x, out, mantissa, lowest, smallest, positive, negatives, nan, minus_zero, evenly, coarse, low_key, high_key):
     """Nearest even. Most arrays lie within the ends of their format: a block that does not is done again with care."""
     drop, tiny = np.int32(23 - mantissa), np.int32(lowest << 23)
-    inside = min(positive[0], negatives[0]) if minus_zero != 0 else np.int32(-1)              # else even zeros need care
+    inside = min(positive[0], negatives[0])
     for start in range(0, x.size, 2048):
         block, rounded, most = x[start:start + 2048], out[start:start + 2048], np.int32(0)
         for i in range(block.size):
             pattern = float_bits(block[i])
             size = np.int32(pattern & 0x7FFFFFFF)
             most = max(most, size)
-            rounded[i] = bits_float(np.int32(_nearest(size, drop, tiny, evenly) | (pattern & np.int32(-0x80000000))))
+            result = _nearest(size, drop, tiny, evenly)
+            sign = np.int32(pattern & np.int32(-0x80000000))
+            rounded[i] = bits_float(np.int32(result | (sign if (minus_zero != 0) | (result > 0) else np.int32(0))))
         if most > inside:
             for i in range(block.size):
                 pattern = float_bits(block[i])
