@@ -27,7 +27,7 @@ def test_names_labels_and_texts_lie_within_the_page(draw, tmp_path, monkeypatch)
     figure, page = kept[0], kept[0].bbox
     axes = figure.axes[0]
     for text in [*axes.texts, *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label]:
-        box = text.get_window_extent()
+        box = text.get_window_extent() if text.get_text() else page
         assert box.x0 >= 0, text
         assert box.x1 <= page.x1, text
     assert "(" in axes.get_xlabel()

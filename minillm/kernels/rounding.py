@@ -30,6 +30,19 @@ def to_float32(x: np.ndarray) -> np.ndarray:
     return _each(_copy, x, np.float32)
 
 
+@njit(**JIT)
+def _block_scales(x, out):
+    for i in range(x.size):
+        pattern = float_bits(x[i])               # without mantissa a tie goes up; 2^-127, 0x400000, is subnormal in float32
+        nearest = np.int32(np.int32(pattern + 0x400000) & ~0x7FFFFF) if pattern >= 0x600000 else np.int32(0x400000)
+        out[i] = bits_float(nearest if (pattern > 0) & (pattern < 0x7F400000) else np.int32(0x7FC00000))
+
+
+def to_block_scales(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to E8M0's powers of two, nearest even, stored in float32; NaN for what is not above 0, or too large."""
+    return _each(_block_scales, x, np.float32)
+
+
 @njit(inline="always")
 def random_bits(i, low, high):
     """rounding.random_bits for the value at i."""
