@@ -13,6 +13,7 @@ from minillm.rounding import round_to
 from minillm.testing import (
     FLOAT64,
     chunked_bound,
+    dot_bound,
     exact_dot,
     exact_sum,
     gamma,
@@ -131,6 +132,15 @@ def test_bounds_of_sums_by_axis_and_by_hand():
     assert pairwise_bound(np.ones(1), None, FLOAT16) == 0
     with pytest.raises(MiniLLMError, match="a chunk of 0 terms"):
         chunked_bound(x, 0)
+
+
+def test_a_dot_product_of_swamped_terms_reaches_a_tenth_of_its_bound():
+    a, b = np.full(1001, 2.0**-12, np.float32), np.full(1001, 2.0**-12, np.float32)
+    a[0] = b[0] = 1
+    error = abs(float(exact_dot(a, b)) - float(np.cumsum(a * b, dtype=np.float32)[-1]))        # one by one: each term is lost
+    worst = error / float(dot_bound(a[None], b[:, None])[0, 0])
+    print(f"dot product: an error of {worst:.2f} of the bound")
+    assert 0.1 < worst <= 1
 
 
 # --- rows
