@@ -63,7 +63,7 @@ class Format:
         if self.overflow not in {"ieee": OVERFLOWS, "none": ("saturate",)}.get(self.specials, ("nan", "saturate")):
             raise MiniLLMError(f"format {self.name} has no {self.overflow} for an overflow to become: let it saturate")
         if not (isinstance(self.storage, type) and issubclass(self.storage, np.floating) and self.storage is not np.longdouble):
-            raise MiniLLMError(f"format {self.name} is stored in {self.storage}: take np.float32, or another of NumPy's floating types")
+            raise MiniLLMError(f"format {self.name} is stored in {self.storage}: take np.float32, or another floating type")
         holds = np.finfo(self.storage)
         whole = all(isinstance(n, int) for n in (self.exponent_bits, self.mantissa_bits, self.bias))
         if not (whole and 0 <= self.exponent_bits <= holds.nexp and 0 <= self.mantissa_bits <= holds.nmant and self.bits >= 2):
