@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -139,6 +140,24 @@ def inspect(arguments) -> Answer:
     return Answer(result, inspect.describe(result))
 
 
+def formats(arguments) -> Answer:
+    from minillm.experiments import formats
+    if arguments.value is not None:
+        result = formats.one_value(arguments.name, arguments.value)
+        return Answer(result, formats.describe_value(result))
+    if arguments.name is not None:
+        result = formats.one_format(arguments.name)
+        return Answer(result, formats.describe_format(result))
+    result = formats.all_formats()
+    return Answer(result, formats.describe_all(result))
+
+
+def bench(arguments) -> Answer:
+    from minillm.experiments import bench
+    result = bench.bench(arguments.what, arguments.quiet)
+    return Answer(result, bench.describe(result))
+
+
 COMMANDS: dict[str, tuple[Callable, str]] = {
     "demo": (demo, "train one small GPT under five recipes: a table and four figures"),
     "train": (train, "train a GPT into a run folder"),
@@ -147,6 +166,8 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "sample": (sample, "text from a run"),
     "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
     "inspect": (inspect, "what every layer's numbers look like: underflow, overflow, headroom, and what other formats would do"),
+    "formats": (formats, "table of number formats; one format; the bits of one value in it"),
+    "bench": (bench, "speed here, next to peers that are installed"),
 }
 
 
@@ -176,6 +197,12 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("--format", type=filled, metavar="NAME", help="what if all were in it (default: each format, in short)")
         parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps to watch (default 1)")
         parser.add_argument("--out", type=filled, metavar="DIR", help="folder for inspect.png (default: the run)")
+    if name == "formats":
+        parser.add_argument("name", nargs="?", metavar="NAME", help="of a format, or eXmY for X exponent and Y mantissa bits")
+        parser.add_argument("value", nargs="?", metavar="VALUE", help="a number such as 0.1, 2^-24, 0x1.8p3, inf or nan")
+        parser._negative_number_matcher = re.compile(r"-[\d.in]")               # -2^-3 and -inf are values, not options
+    if name == "bench":
+        parser.add_argument("what", metavar="NAME", help="cast: rounding into every format")
     if name == "sample":
         parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default a line's end)")
         for option, kind, default, about in (

@@ -62,6 +62,8 @@ class Format:
             raise unknown("overflow", self.overflow, OVERFLOWS)
         if self.overflow not in {"ieee": OVERFLOWS, "none": ("saturate",)}.get(self.specials, ("nan", "saturate")):
             raise MiniLLMError(f"format {self.name} has no {self.overflow} for an overflow to become: let it saturate")
+        if not (isinstance(self.storage, type) and issubclass(self.storage, np.floating) and self.storage is not np.longdouble):
+            raise MiniLLMError(f"format {self.name} is stored in {self.storage}: take np.float32, or another floating type")
         holds = np.finfo(self.storage)
         whole = all(isinstance(n, int) for n in (self.exponent_bits, self.mantissa_bits, self.bias))
         if not (whole and 0 <= self.exponent_bits <= holds.nexp and 0 <= self.mantissa_bits <= holds.nmant and self.bits >= 2):
@@ -205,6 +207,7 @@ class Format:
 
     def magnitude(self, code):
         """The value of a code without a sign, whether or not it stands for something special; a number or an array."""
+        code = np.asarray(code, np.int64)        # of a Python number ldexp would make a float16
         exponent, fraction = code >> self.mantissa_bits, code & 2**self.mantissa_bits - 1
         normal = (exponent > 0) | (not self.zero)
         significand = (fraction + (normal << self.mantissa_bits)) * (normal | self.subnormals)

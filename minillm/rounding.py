@@ -12,7 +12,7 @@ import numpy as np
 from minillm import kernels
 from minillm.backend import array_module
 from minillm.errors import MiniLLMError, unknown
-from minillm.formats import FLOAT32, Format
+from minillm.formats import E8M0, FLOAT32, Format
 
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
 
@@ -52,7 +52,10 @@ def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None 
         x = widen(x, np.float32)
     if mode == "nearest_even" and not format.simulated:
         return to_native(x, format)
-    if x.dtype == np.float32 and isinstance(x, np.ndarray) and kernels.enabled() and has_kernel(format):
+    compiled = x.dtype == np.float32 and isinstance(x, np.ndarray) and kernels.enabled()
+    if compiled and format is E8M0 and mode == "nearest_even":
+        return kernels.load("rounding").to_block_scales(x)
+    if compiled and has_kernel(format):
         return to_native(kernels.load("rounding").to_grid(x, format, mode, random, key or 0), format)
     if format.tiny < np.finfo(x.dtype).tiny or np.finfo(x.dtype).bits < np.finfo(format.storage).bits:
         x = widen(x, np.float64)                 # exact: 2^-127, the least block scale, is subnormal in float32

@@ -137,7 +137,8 @@ def test_ulp_far_beyond_the_ends():
     ((4, -2), "-2 mantissa"), ((2.5, 3), "2.5 exponent"), ((4, 3, np.float32, np.float32, 1000), "bias 1000"),
     ((8, 3, np.float32, np.float32, 100), "values that float32 does not hold"), ((4, 3, np.float16, np.float32, 40), "float16"),
     ((0, 7), "integer format"), ((0, 1, np.float32, np.float32, None, "fnuz"), "integer format"), ((5, 0), "tell NaN from inf"),
-    ((1, 0, np.float32, np.float32, None, "nan"), "no value above 0"),
+    ((1, 0, np.float32, np.float32, None, "nan"), "no value above 0"), ((4, 3, np.int8), "stored in <class 'numpy.int8'>"),
+    ((4, 3, np.longdouble), "stored in"), ((4, 3, "float32"), "stored in float32"),
 ])
 def test_formats_that_cannot_be(fields, says):
     with pytest.raises(MiniLLMError, match=says):

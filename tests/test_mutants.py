@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_gpt import make
 
-from minillm import optim, rounding
+from minillm import encoding, optim, rounding
 from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
@@ -120,6 +120,22 @@ MUTANTS = [
            "recipes.results_name_another_format_than_the_inputs"),
     Mutant("ties away from zero", rounding.to_grid, "(part == word(2 ** (width - 1))) & odd", "(part == word(2 ** (width - 1)))",
            "rounding.every_tie_between_two_bfloats_goes_to_the_even_one", (np.float32, 1)),
+    Mutant("float64 is rounded twice", rounding.round_to, "x = floats(x, format)", "x = floats(x, format).astype(np.float32)",
+           "rounding.the_double_rounding_that_is_avoided"),
+    Mutant("a carry past the largest value stays there", rounding.beyond_the_ends, "where(stops & (size < infinity), largest, end)",
+           "where(size < infinity, largest, end)", "rounding.the_overflow_threshold_of_halves"),
+    Mutant("-128 becomes -127", rounding.beyond_the_ends, "bits_of(-format.lowest)", "bits_of(format.max)",
+           "rounding_modes.whole_numbers_end_at_128_below_and_127_above"),
+    Mutant("overflow wraps instead of saturating", rounding.beyond_the_ends, '"saturate": largest', '"saturate": largest * 0',
+           "rounding_modes.five_things_that_e4m3_means"),
+    Mutant("subnormals vanish", rounding.to_grid, "bits_of(format.smallest)", "bits_of(format.tiny)",
+           "rounding_peers.all_halves", (FLOAT8_E4M3, None)),
+    Mutant("stochastic rounding leans upwards", rounding.to_grid, "< part >> word", "<= part >> word",
+           "stochastic.few_bits_cut_the_probability_and_so_the_size", (2, np.float32, None)),
+    Mutant("codes of negative whole numbers lack the complement", encoding.encode, "np.where(sign, -codes, codes)", "codes",
+           "encoding.codes_by_hand"),
+    Mutant("the second half of a byte is lost", encoding.pack, "count=bits", "count=bits - 1",
+           "encoding.packed_bytes_are_those_of_the_format"),
     Mutant("rows used twice get one cotangent", RULES["embedding"].backward,
            "xp.add.at(out, ids.reshape(-1), g.reshape(-1, g.shape[-1]))", "out[ids.reshape(-1)] = g.reshape(-1, g.shape[-1])",
            "golden.loss_and_every_gradient_are_pytorchs", ("no bias",)),

@@ -30,6 +30,19 @@ def to_float32(x: np.ndarray) -> np.ndarray:
     return _each(_copy, x, np.float32)
 
 
+@njit(**JIT)
+def _block_scales(x, out):
+    for i in range(x.size):
+        pattern = float_bits(x[i])               # without mantissa a tie goes up; 2^-127, 0x400000, is subnormal in float32
+        nearest = np.int32(np.int32(pattern + 0x400000) & ~0x7FFFFF) if pattern >= 0x600000 else np.int32(0x400000)
+        out[i] = bits_float(nearest if (pattern > 0) & (pattern < 0x7F400000) else np.int32(0x7FC00000))
+
+
+def to_block_scales(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to E8M0's powers of two, nearest even, stored in float32; NaN for what is not above 0, or too large."""
+    return _each(_block_scales, x, np.float32)
+
+
 @njit(inline="always")
 def random_bits(i, low, high):
     """rounding.random_bits for the value at i."""
@@ -66,14 +79,16 @@ def _nearest(size, drop, tiny, evenly):
 def _nearest_even(x, out, mantissa, lowest, smallest, positive, negatives, nan, minus_zero, evenly, coarse, low_key, high_key):
     """Nearest even. Most arrays lie within the ends of their format: a block that does not is done again with care."""
     drop, tiny = np.int32(23 - mantissa), np.int32(lowest << 23)
-    inside = min(positive[0], negatives[0]) if minus_zero != 0 else np.int32(-1)              # else even zeros need care
+    inside = min(positive[0], negatives[0])
     for start in range(0, x.size, 2048):
         block, rounded, most = x[start:start + 2048], out[start:start + 2048], np.int32(0)
         for i in range(block.size):
             pattern = float_bits(block[i])
             size = np.int32(pattern & 0x7FFFFFFF)
             most = max(most, size)
-            rounded[i] = bits_float(np.int32(_nearest(size, drop, tiny, evenly) | (pattern & np.int32(-0x80000000))))
+            result = _nearest(size, drop, tiny, evenly)
+            sign = np.int32(pattern & np.int32(-0x80000000))
+            rounded[i] = bits_float(np.int32(result | (sign if (minus_zero != 0) | (result > 0) else np.int32(0))))
         if most > inside:
             for i in range(block.size):
                 pattern = float_bits(block[i])

@@ -157,4 +157,5 @@ def layer_norm_bound(x, gain=1.0, shift=0.0, eps: float = 1e-5, out_format: Form
         rstd = 1 / np.sqrt(with_eps)
         error = np.abs(gain) * rstd * ((d + d_off) * rstd_off * (1 + u) ** 2 - d) + 3 * accumulator.smallest_subnormal
         y = (x - mean(x)) * rstd * gain + shift
-    return after_rounding(y, error + u * (np.abs(y) + error), out_format)
+    bound = after_rounding(y, error + u * (np.abs(y) + error), out_format)
+    return np.where(np.isnan(bound), np.inf, bound)
