@@ -2,9 +2,9 @@
 
 Every product of two float32 values has 48 digits and is exact in float64. Every addition is rounded once: float64's own sum is
 first rounded *to odd* (where float64 cannot hold it, its last digit is made odd, from its exact error; Boldo and Melquiond 2008),
-because a sum rounded to even might come to lie on a tie, or on a value, of the narrow format and be rounded from there a second time.
-For halves in a float16 accumulator, to nearest even, this never differs: their products have 22 digits, so a sum that float64 cannot
-hold adds less than 2^-30 of it to a half, which is 2^-13 of itself or more away from any tie. There the kernels leave it out.
+because a sum rounded to even might come to lie on a tie, or on a value, of the narrow format and be rounded from there a second
+time. For halves in a float16 accumulator, to nearest even, this never differs: products have 22 digits, so a sum that float64
+cannot hold adds less than 2^-30 of it to a half, which is 2^-13 of itself or more away from any tie. There the kernels leave it out.
 
 A sum begins at +0, a zero result is +0, and whatever is not a number is one NaN. Arrays here are the specification, a loop over k
 with `round_to`; kernels/accumulation.py gives the same bits, a hundred times faster.
@@ -251,11 +251,12 @@ def by_kernel(a, b, how, keys):
 def operand(x, how) -> np.ndarray:
     """A float16 or float32 array as float32; float64 is for the oracle's format alone."""
     x = np.asarray(x)
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
     if x.dtype == np.float64 and how.format.storage is np.float64:
         return x
     if x.dtype not in (np.float16, np.float32):
         raise MiniLLMError(f"products in {how.name} take float16 and float32, not {x.dtype}: round it first, round_to(x, FLOAT32)")
-    return widen(x.astype(x.dtype.newbyteorder("=")), np.float32)
+    return widen(x, np.float32)
 
 
 def dot(a, b, accumulator: Accumulator | str, key: int | None = None) -> float:
