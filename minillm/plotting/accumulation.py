@@ -15,7 +15,7 @@ def error_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], 
         figure, axes = style.figure(height=4.2)
         looks = style.looks(curves)
         for name, (x, errors) in curves.items():
-            y = np.where(np.asarray(errors, float) > 0, errors, np.nan)
+            y = np.where(np.asarray(errors) > 0, errors, np.nan)
             axes.plot(x, y, **looks[name].line)
         axes.set(title=style.shown(title), xlabel=xlabel, ylabel=ylabel)
         axes.set_xscale("log", base=base)
@@ -38,7 +38,7 @@ def loss_against_accumulator(rows: Sequence[Mapping[str, Any]], path: PathLike) 
             if gap is None:
                 style.marks(axes, [0], [y], **style.cross(style.VERMILLION))
             axes.barh(y, gap or 0, color=colors[row["group"]], height=0.7)
-            text = f"not finite at step {row['diverged_at']}" if gap is None else f"{gap:+.3f}" if y else f"{first:.3f}"
+            text = f"not finite at step {row['diverged_at']}" if gap is None else f"{gap:+.4f}" if y else f"{first:.4f}"
             axes.annotate(text, (max(gap or 0, 0), y), xytext=(8 if gap is None else 4, 0), textcoords="offset points",
                           va="center", fontsize=9)
         axes.set(yticks=range(len(rows)), yticklabels=[style.shown(r["products"], 34) for r in rows],
