@@ -27,7 +27,7 @@ from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
 from minillm.optim import eight_bit
-from minillm.precision import block_scaling, clinic, float8, recipe, tally, what_if
+from minillm.precision import accumulation, block_scaling, clinic, float8, recipe, tally, what_if
 from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.precision.master_weights import working_copy
 from minillm.training import trainer
@@ -170,6 +170,20 @@ MUTANTS = [
            "event.address.scope.startswith(place)", "microscope.a_places_name_is_not_taken_for_another_that_begins_alike"),
     Mutant("what if the scale divided", what_if.WhatIf.__init__, "-np.array(self.scales", "np.array(self.scales",
            "what_if.counts_are_those_of_rounding", (FLOAT16,)),
+
+    # accumulators
+    Mutant("a sum rounded twice", accumulation.odd_sum, "total, error = two_sum(x, y)", "total, error = x + y, 0 * x * y",
+           "accumulation.a_sum_that_float64_rounds_to_a_tie_is_not_rounded_again"),
+    Mutant("chunks begin with the sum so far", accumulation.chunked, "how.chunk], zero, how)", "how.chunk], total, how)",
+           "accumulation.float16_counts_to_2048", ("off",)),
+    Mutant("no promotion until the end", accumulation.blocked, "done % how.promote == 0 or", "False or",
+           "accumulation.promotion_mends_a_truncating_accumulator_of_14_digits"),
+    Mutant("Kahan adds what he should take off", accumulation.kahan, "add(term(k), -lost)", "add(term(k), lost)",
+           "accumulation.float16_counts_to_2048", ("off",)),
+    Mutant("one key for all additions", accumulation.Adder.__call__, "int(next(self.keys))", "7",
+           "accumulation.stochastic_sums_are_unbiased_and_depend_on_key_and_place", ("off",)),
+    Mutant("the three products draw the same bits", accumulation.Product.__call__, "ROLES.index(self.role) + 1", "1",
+           "accumulation.the_three_products_draw_different_bits"),
 
     # the optimizer
     Mutant("decay on vectors too", optim.AdamW.constants, "(p.ndim > 1)", "1", "optim.decay_is_on_matrices_only", (optim.AdamW,)),

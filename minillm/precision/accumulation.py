@@ -2,14 +2,15 @@
 
 Every product of two float32 values has 48 digits and is exact in float64. Every addition is rounded once: float64's own sum is
 first rounded *to odd* (where float64 cannot hold it, its last digit is made odd, from its exact error; Boldo and Melquiond 2008),
-because a sum rounded to even might come to lie on a tie, or on a value, of the narrow format and be rounded from there a second time.
-For halves in a float16 accumulator, to nearest even, this never differs: their products have 22 digits, so a sum that float64 cannot
+because a sum rounded to even might come to lie on a tie, or on a value, of the narrow format and be rounded from there again. For
+halves in a float16 accumulator, to nearest even, this never differs: their products have 22 digits, so a sum that float64 cannot
 hold adds less than 2^-30 of it to a half, which is 2^-13 of itself or more away from any tie. There the kernels leave it out.
 
 A sum begins at +0, a zero result is +0, and whatever is not a number is one NaN. Arrays here are the specification, a loop over k
 with `round_to`; kernels/accumulation.py gives the same bits, a hundred times faster.
 """
 import functools
+import math
 import re
 from dataclasses import dataclass
 
@@ -209,7 +210,7 @@ def plain_matmul(a, b, how: Accumulator, keys) -> np.ndarray:
 
 def mixed(key: int, words) -> np.ndarray:
     """A key of 64 bits for each of some whole numbers, all different (splitmix64, Steele et al. 2014)."""
-    z = np.asarray(words, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key & 2**64 - 1)
+    z = np.atleast_1d(np.asarray(words, np.uint64)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key & 2**64 - 1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ z >> np.uint64(shift)) * np.uint64(factor)
     return z ^ z >> np.uint64(31)
@@ -251,11 +252,12 @@ def by_kernel(a, b, how, keys):
 def operand(x, how) -> np.ndarray:
     """A float16 or float32 array as float32; float64 is for the oracle's format alone."""
     x = np.asarray(x)
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
     if x.dtype == np.float64 and how.format.storage is np.float64:
         return x
     if x.dtype not in (np.float16, np.float32):
         raise MiniLLMError(f"products in {how.name} take float16 and float32, not {x.dtype}: round it first, round_to(x, FLOAT32)")
-    return widen(x.astype(x.dtype.newbyteorder("=")), np.float32)
+    return widen(x, np.float32)
 
 
 def dot(a, b, accumulator: Accumulator | str, key: int | None = None) -> float:
@@ -271,7 +273,7 @@ def total(x, axis: int | None = None, accumulator: Accumulator | str = "float32/
     x = np.asarray(x)
     x = x.reshape(-1, 1) if axis is None else np.moveaxis(x, axis, 0)
     rest, ones = (() if axis is None else x.shape[1:]), np.ones((1, x.shape[0]), x.dtype)
-    return matmul(ones, x.reshape(x.shape[0], -1), accumulator, key).reshape(rest)
+    return matmul(ones, x.reshape(x.shape[0], math.prod(rest)), accumulator, key).reshape(rest)
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ class Product:
     def __call__(self, xp, a, b, key):
         if xp is not np:
             raise MiniLLMError(f"accumulator {self.accumulator.name} is emulated in NumPy only: leave it away on {xp.__name__}")
-        return matmul(a, b, self.accumulator, int(mixed(key, ROLES.index(self.role))))
+        return matmul(a, b, self.accumulator, int(mixed(key, ROLES.index(self.role) + 1)[0]))
 
 
 def accumulated(forward: Accumulator | str = "float32", input_gradient: Accumulator | str = "float32",
