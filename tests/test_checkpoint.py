@@ -28,6 +28,8 @@ RUNS = {
     "float16-mixed": {"recipe": "float16-mixed", "dropout": 0.1, "accumulate": 2, "watch_every": 3, "growth_interval": 3,
                       "scale_floor": 2.0},
     "float16-no-master, overflowing": {"recipe": "float16-no-master", "growth_interval": 1, "dropout": 0.2},
+    "float16-stochastic, overflowing": {"recipe": "float16-stochastic", "growth_interval": 1},
+    "bfloat16-kahan": {"recipe": "bfloat16-kahan"}, "float32-adam8-dynamic": {"recipe": "float32-adam8-dynamic"},
     "sgd, bpe": {"optimizer": "sgd", "tokenizer": "bpe", "vocab": 280, "beta1": 0.9},
 }
 
@@ -95,7 +97,12 @@ def test_those_runs_did_what_they_should(whole):
     records = {name: read_metrics(folder / "metrics.jsonl") for name, folder in whole.items()}
     scales = [r["loss_scale"] for r in records["float16-mixed"] if "loss" in r]
     assert {2.0**16, 2.0**17, 2.0**18} <= set(scales)
-    assert any(r["skipped"] for r in records["float16-no-master, overflowing"] if "loss" in r)
+    for name in ("float16-no-master, overflowing", "float16-stochastic, overflowing"):
+        assert any(r["skipped"] for r in records[name] if "loss" in r)
+    arrays = {name: read_state(folder / "state.safetensors")[0] for name, folder in whole.items()}
+    assert arrays["float32-adam8-dynamic"]["optimizer/v/block0.mlp.up.weight"].dtype == np.uint8
+    assert arrays["float32-adam8-dynamic"]["optimizer/v_largest/block0.mlp.up.weight"].any()
+    assert arrays["bfloat16-kahan"]["optimizer/compensation/block0.mlp.up.weight"].any()
     assert [r["step"] for r in records["float32"] if "val_loss" in r] == [5, 10, 12]
     assert any("zero_gradient_share" in r for r in records["float16-mixed"])
 

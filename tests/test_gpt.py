@@ -7,7 +7,7 @@ import pytest
 from tiny_gpt import SHAPE, batch, bits_of, make, objective_of, recipe_of
 
 from minillm.errors import MiniLLMError
-from minillm.formats import FLOAT16, FLOAT32
+from minillm.formats import BFLOAT16, FLOAT16, FLOAT32
 from minillm.models.gpt import GPT, GPTShape, choose
 from minillm.nn import Module
 from minillm.recipes import PRESETS
@@ -90,7 +90,7 @@ def test_more_tokens_than_the_context_are_refused():
 
 # --- causality
 
-@every_recipe
+@pytest.mark.parametrize("recipe", [name for name in PRESETS if name != "float8-current"])      # see test_float8
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_a_later_token_changes_no_earlier_logit(recipe, bias):
     model, (ids, _) = make(recipe, bias=bias), batch()
@@ -296,15 +296,32 @@ def trained(recipe, steps=30):
     return [r.loss for r in results], moved, results
 
 
-@pytest.mark.parametrize("recipe", [*(r for r in PRESETS.values() if r.name != "float16"), recipe_of("float16", eps=1e-4)],
-                         ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", [*(r for r in PRESETS.values() if r.name not in ("float16", "float32-adam8-linear")),
+                                    recipe_of("float16", eps=1e-4)], ids=lambda r: r.name)
 def test_every_recipe_learns_a_repeating_text_and_moves_every_weight(recipe):
     losses, moved, results = trained(recipe)
     assert all(r.finite for r in results)
     assert losses[0] == pytest.approx(math.log(19), abs=0.1)
     assert losses[-1] < losses[0] / 3
-    # the bias of a key has a true gradient of 0: softmax does not see a shift of its row
-    assert min(share for name, share in moved.items() if not name.endswith("key.bias")) > 0.95
+    # The bias of a key has a true gradient of 0: softmax does not see a shift of its row. A gain starts at 1, whose neighbours in
+    # bfloat16 are 2^-8 and 2^-7 away: it may have come back, or, with updates of 3e-3 to nearest, never have left.
+    free = ("key.bias", "gain") if recipe.parameters is BFLOAT16 else "key.bias"
+    assert min(share for name, share in moved.items() if not name.endswith(free)) > 0.95
+
+
+def test_moments_in_eight_bits_need_the_dynamic_map():
+    wide, dynamic, linear = (trained(recipe_of(f"float32{name}"))[0][-1] for name in ("", "-adam8-dynamic", "-adam8-linear"))
+    assert abs(dynamic - wide) < 0.01                          # 0.0003 seen
+    assert linear > 2 * wide                             # 2.6 and 0.6: a v that was stored as 0 starts from 0 at each step
+
+
+def test_without_a_master_copy_bfloat16_needs_more_than_nearest():
+    loss = {name: trained(recipe_of(name))[0][-1] for name in ("float32", "bfloat16-pure", "bfloat16-stochastic", "bfloat16-kahan")}
+    gap = {name: value - loss["float32"] for name, value in loss.items()}
+    print(gap)
+    assert gap["bfloat16-pure"] > 0.04                         # 0.083 seen: lost updates of gains, and of large weights
+    assert abs(gap["bfloat16-stochastic"]) < 0.02              # 0.002 seen
+    assert abs(gap["bfloat16-kahan"]) < 0.02                   # 0.002 seen
 
 
 def test_pure_float16_at_eps_1e_8_diverges():

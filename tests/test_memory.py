@@ -1,10 +1,12 @@
 """Bytes by role: what the graph holds before the backward pass, counted once each, and casts of weights as weights."""
+import math
 
 import numpy as np
 import pytest
 from hand_made import by_hand, constant
 from tiny_gpt import SHAPE, batch, make, objective_of
 
+from minillm.optim import BlockMap
 from minillm.recipes import PRESETS
 from minillm.training.memory import measure
 
@@ -32,10 +34,22 @@ def test_float16_holds_half_of_what_float32_holds_but_for_logits_and_statistics(
 @pytest.mark.parametrize("recipe", PRESETS)
 def test_roles_have_the_bytes_of_their_formats(recipe):
     found, r = sizes(recipe), PRESETS[recipe]
-    for role, format in (("gradients", r.gradients), ("optimizer", r.optimizer_state)):
-        count = PARAMETERS * (2 if role == "optimizer" else 1)
-        assert found["bytes"][role] == count * format.bits // 8
-        assert found["stored_bytes"][role] == count * np.dtype(format.storage).itemsize
+    roles = {"gradients": [r.gradients], "optimizer": [r.optimizer_state] * 2 + [r.parameters] * (r.update == "kahan")}
+    if isinstance(r.optimizer_state, BlockMap):
+        del roles["optimizer"]
+    for role, formats in roles.items():
+        assert found["bytes"][role] == sum(PARAMETERS * f.bits // 8 for f in formats)
+        assert found["stored_bytes"][role] == sum(PARAMETERS * np.dtype(f.storage).itemsize for f in formats)
+
+
+@pytest.mark.parametrize("recipe", ["float32-adam8-dynamic", "float32-adam8-linear"])
+def test_eight_bit_moments_take_a_byte_an_entry_and_four_a_block(recipe):
+    expected = 0
+    for p in make(channels=64).parameters():
+        expected += 2 * (p.size + 4 * math.ceil(p.size / 256) if p.size >= 4096 else 4 * p.size)
+    found = sizes(recipe, channels=64)
+    assert found["bytes"]["optimizer"] == found["stored_bytes"]["optimizer"] == expected
+    assert expected < sizes("float32", channels=64)["bytes"]["optimizer"] / 3       # 4 / (1 + 4 / 256), but for small arrays
 
 
 def test_casts_of_weights_are_weights():

@@ -13,7 +13,7 @@ import pytest
 
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, Format
-from minillm.plotting import gradients, recipes, style, training
+from minillm.plotting import gradients, recipes, style, training, updates
 
 SIX = list(style.RECIPE_LOOKS)
 LONG = [f"float16-mixed-with-stochastic-rounding-and-a-very-long-name-{i}" for i in range(6)]
@@ -39,6 +39,13 @@ def a_histogram(mean=-20.0, cut=-1000):
 def a_scale(start=16, steps=200):
     scales = [start - step // 70 for step in range(1, steps + 1)]
     return {"steps": list(range(1, steps + 1)), "log2_scale": scales, "skipped": [70, 140]}
+
+
+def a_replay(start=16, sinks=False):
+    run = a_scale(start)
+    scales = [*run["log2_scale"][:150], *[None] * 50] if sinks else run["log2_scale"]
+    headroom = [None if scale is None else 14 - scale for scale in scales]
+    return run | {"log2_scale": scales, "headroom": headroom, "fate": "sinks to 0" if sinks else "trains"}
 
 
 def a_point(log2_scale, val_loss, share=0.1):
@@ -80,6 +87,11 @@ CASES = {
     "scale, nothing": (training.loss_scale_history, {}),
     "scale, one point": (training.loss_scale_history, {"float16-mixed": a_scale(16, 1) | {"skipped": [1]}, "b": {}}),
     "scale, not recorded": (training.loss_scale_history, {"b": {"steps": [1, 2], "log2_scale": [None, NAN]}}),
+    "replays": (training.scaler_replays, {"keras": a_replay(15, sinks=True), "pytorch": a_replay(), "minillm": a_replay(10)}),
+    "replays, twelve scalers": (training.scaler_replays, {r: a_replay(10 + i) for i, r in enumerate(TWELVE)}),
+    "replays, nothing": (training.scaler_replays, {}),
+    "replays, not recorded": (training.scaler_replays, {
+        "a": a_scale(), "b": {"steps": [1, 2], "log2_scale": [None, NAN]}, "c": {}}),
     "static": (recipes.static_scale, STATIC, 2.45),
     "static, all near": (recipes.static_scale, STATIC[4:], 2.45),
     "static, nothing": (recipes.static_scale, [], 2.45),
@@ -92,6 +104,24 @@ CASES = {
     "comparison, one row": (recipes.recipe_comparison, [a_row("float32", spread=None, seeds=1)]),
     "comparison, not measured": (recipes.recipe_comparison, [
         a_row("float32", None, None, zero_gradient_share=None, bytes={}), a_row("x" * 300, NAN, None, 3, bytes=None)]),
+}
+
+LOST = {"log2_ratio": [-13.0, -12.0, -11.5, -11.0, -10.0], "expected": [1, 1, 0.41, 0, 0], "counted": [1, 1, 0.4, 0, NAN]}
+DESCENT = {"steps": list(range(0, 2000, 20)), "loss": (10 * 0.9 ** np.arange(100) + 1e-4).tolist()}
+STORED = {"size": np.geomspace(1e-9, 1, 50).tolist(), "error": np.linspace(1, 0, 50).tolist(), "zero": 0.27}
+CASES |= {
+    "lost updates": (updates.lost_updates, {"float16": LOST, "bfloat16": LOST | {"log2_ratio": [-10, -9, -8.5, -8, -7]}}),
+    "lost updates, twelve": (updates.lost_updates, dict.fromkeys(TWELVE, LOST)),
+    "lost updates, nothing": (updates.lost_updates, {}),
+    "lost updates, not counted": (updates.lost_updates, {"a": LOST | {"counted": [None, 1, 1, 1, 1]}, "b": {}}),
+    "descents": (updates.descents, dict.fromkeys(("float32", "master weights", "nearest"), DESCENT)),
+    "descents, twelve": (updates.descents, dict.fromkeys(TWELVE, DESCENT)),
+    "descents, nothing": (updates.descents, {}),
+    "descents, hard": (updates.descents, {"a": {"steps": [0, 1, 2], "loss": [1e300, 0.0, None]}, "b": {}}),
+    "maps": (updates.eight_bit_maps, {"linear": STORED, "dynamic": STORED}, np.geomspace(1e-12, 1, 999)),
+    "maps, nothing": (updates.eight_bit_maps, {}),
+    "maps, zeros": (updates.eight_bit_maps, {"a": {"size": [1.0], "error": [NAN]}, "b": {}}, [0.0, 0.0]),
+    "maps, one entry": (updates.eight_bit_maps, {"a": STORED | {"zero": None}}, [1.0]),
 }
 
 
@@ -164,13 +194,27 @@ def readable(figure, texts):
     ("loss, one run", ["step", "nats per token"]),
     ("exponents", ["exponent of the cotangent, log2|g|", "share of all values"]),
     ("scale", ["optimizer attempt (step)", "a factor, no unit", "skipped"]),
+    ("replays", ["optimizer attempt (step)", "a factor, no unit", "headroom (bits)", "skipped"]),
     ("static", ["a factor", "nats per token", "(%)"]),
     ("comparison", ["nats per token", "MB"]),
+    ("lost updates", ["log2 |update / weight|", "(%)"]),
+    ("descents", ["step", "mean squared error"]),
+    ("maps", ["share of its block's largest", "relative error (%)", "entries (%)"]),
 ])
 def test_axes_are_labelled_with_their_units(case, labels, tmp_path, figures):
     draw(case, tmp_path / "a.png")
     found = "\n".join(axes.get_xlabel() + "\n" + axes.get_ylabel() for axes in figures[0].axes)
     assert all(label in found for label in labels), found
+
+
+def test_a_scale_that_sinks_to_0_ends_with_a_cross_and_says_so(tmp_path, figures):
+    draw("replays", tmp_path / "a.png")
+    scale, room, _ = figures[0].axes
+    crosses = [(line.get_xdata()[0], line.get_ydata()[0]) for line in scale.lines if line.get_marker() == "X"]
+    assert crosses == [(151, 15 - 150 // 70)]
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert texts == ["keras: 2 skipped, sinks to 0", "pytorch: 2 skipped, trains", "minillm: 2 skipped, trains"]
+    assert [len(line.get_xdata()) for line in room.lines] == [150, 200, 200, 2]          # the last is the line at 0
 
 
 @pytest.mark.parametrize("case", ["loss, six recipes", "exponents, three formats", "static"])
@@ -187,6 +231,7 @@ def test_importing_loads_no_matplotlib_and_drawing_leaves_no_trace(tmp_path):
     script = f"""
 import sys
 import minillm.plotting, minillm.plotting.style, minillm.plotting.training, minillm.plotting.recipes, minillm.plotting.gradients
+import minillm.plotting.updates
 assert not [name for name in sys.modules if name.startswith("matplotlib")]
 import matplotlib
 before = matplotlib.rcParams.copy()
@@ -375,6 +420,22 @@ def test_far_losses_are_written_out_and_bytes_are_stacked_in_megabytes(tmp_path,
     assert [round(bar.get_x(), 6) for bar in first_row] == [0, 3.3, 6.6, 13.2]
     assert first_row[-1].get_x() + first_row[-1].get_width() == pytest.approx(26.6)
     assert memory.texts[0].get_text() == "26.6"
+
+
+def test_lost_updates_are_percent_and_the_counted_ones_markers(tmp_path, figures):
+    updates.lost_updates({"float16": LOST}, tmp_path / "a.png")
+    expected, counted = figures[0].axes[0].lines
+    assert expected.get_ydata().tolist() == [100, 100, 41, 0, 0]
+    assert counted.get_ydata().tolist() == [100, 100, 40, 0]
+    assert counted.get_linestyle() == "None"
+
+
+def test_what_becomes_zero_and_where_a_descent_ends_stands_in_the_legend(tmp_path, figures):
+    updates.eight_bit_maps({"linear": STORED, "dynamic": STORED | {"zero": 0.004}}, tmp_path / "a.png", [0.5, 0.1, 1.0])
+    updates.descents({"a": {"steps": [1, 2], "loss": [3.0, 5.0]}}, tmp_path / "b.png")
+    assert legend_of(figures[0]) == ["linear: 27.0 % become zero", "dynamic: 0.4 % become zero"]
+    assert sum(figures[0].axes[1].patches[0].get_data().values) == pytest.approx(100)
+    assert legend_of(figures[1]) == ["a: 4 at the end"]
 
 
 def test_the_panel_below_shows_gaps_to_the_reference(tmp_path, figures):

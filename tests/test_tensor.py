@@ -505,7 +505,8 @@ def test_several_may_watch_and_an_error_ends_watching():
 def one_step(recipe):
     """Loss, gradients, weights and moments after one step."""
     model = make(recipe, dropout=0.1)
-    optimizer = AdamW(model.parameters(), eps=PRESETS[recipe].eps, state_format=PRESETS[recipe].optimizer_state)
+    optimizer = AdamW(model.parameters(), eps=PRESETS[recipe].eps, state_format=PRESETS[recipe].optimizer_state,
+                      update=PRESETS[recipe].update)
     for step in range(2):
         model.ops.context.begin(step)
         loss = model.loss(*batch()) * 64.0
@@ -548,7 +549,7 @@ def test_nothing_is_told_while_nobody_watches(monkeypatch):
     def tell(*event):
         raise AssertionError("told, though nobody watches")
     monkeypatch.setattr("minillm.autograd.tensor.tell", tell)
-    monkeypatch.setattr("minillm.optim.tell", tell)
+    monkeypatch.setattr("minillm.optim.optimizer.tell", tell)
     one_step("float16-mixed")
 
 

@@ -41,9 +41,11 @@ def test_every_recipe_moves_every_weight_or_says_where_it_diverged(recipe):
         assert records[-1]["loss"] is None
         return
     assert (trainer.diverged_at, trainer.blame, trainer.step, len(records)) == (None, None, 25, 25)
-    for name, p in trainer.objective.optimizer.parameters.items():
-        assert np.any(p.data != before[name]), name
-        assert np.isfinite(p.data).all(), name
+    parameters = trainer.objective.optimizer.parameters
+    assert all(np.isfinite(p.data).all() for p in parameters.values())
+    # gains start at 1, where the next bfloat16 lies 2^-8 below: to nearest, no update of 1e-3 is half of that
+    stuck = {name for name in parameters if name.endswith("gain")} if recipe == "bfloat16-pure" else set()
+    assert {name for name, p in parameters.items() if not np.any(p.data != before[name])} == stuck
     assert trainer.objective.optimizer.steps == 25 - trainer.skipped
 
 

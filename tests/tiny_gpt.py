@@ -39,7 +39,8 @@ def gradients(recipe: Recipe | str, scale: float = 1.0, rows: int = 4) -> dict[s
 def objective_of(model: GPT, scaler: LossScaler | None = None) -> Objective:
     """What the trainer trains: the model, AdamW as its recipe says, a loss scaler."""
     recipe = model.ops.recipe
-    optimizer = AdamW([*model.parameters(), *model.ops.learned.values()], eps=recipe.eps, state_format=recipe.optimizer_state)
+    optimizer = AdamW([*model.parameters(), *model.ops.learned.values()], eps=recipe.eps,
+                      state_format=recipe.optimizer_state, update=recipe.update, seed=model.ops.context.seed)
     return Objective(model.loss, model.ops, optimizer, scaler or LossScaler(recipe.loss_scaling))
 
 

@@ -10,11 +10,13 @@ from minillm.autograd.rules.products import Products
 from minillm.autograd.tensor import Tensor, apply
 from minillm.errors import MiniLLMError, MixedFormats, unknown
 from minillm.formats import FLOAT32, Format
+from minillm.optim import UPDATES, BlockMap
 from minillm.precision.loss_scaling import NO_SCALING, LossScaling
 from minillm.precision.master_weights import working_copy
 from minillm.rounding import ROUNDINGS
 
 CAST_WORDS = ("as is", "widest", "refuse")
+QUANTIZERS: dict[str, Callable] = {}       # what may stand in a recipe's `quantizers`, by its name in JSON
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Recipe:
 
     name: str
     parameters: Format = FLOAT32                          # what the optimizer updates: the master weights
-    optimizer_state: Format = FLOAT32                     # Adam's moments
+    optimizer_state: Format | BlockMap = FLOAT32          # Adam's moments
     gradients: Format = FLOAT32                           # in which micro-batches are added up
     casts: dict[str, Format | str] = field(default_factory=lambda: {"*": "as is"})      # Format, "as is", "widest", "refuse"
     results: dict[str, Format] = field(default_factory=dict)     # op -> format of its result, where it is not that of its inputs
@@ -39,6 +41,7 @@ class Recipe:
     backward_rounding: str = "nearest_even"
     cotangents: Format | None = None                      # None: a cotangent has the format of its tensor
     loss_scaling: LossScaling = NO_SCALING
+    update: str = "nearest_even"                          # how a weight is written: or "stochastic", "kahan"
     eps: float = 1e-8                                     # the optimizer's; 1e-8 is 0 in float16
     about: str = ""
 
@@ -52,6 +55,8 @@ class Recipe:
         for mode in (self.forward_rounding, self.backward_rounding):
             if mode not in ROUNDINGS:
                 raise unknown("rounding", mode, ROUNDINGS)
+        if self.update not in UPDATES:
+            raise unknown("update", self.update, UPDATES)
         for op in self.composed:
             if op not in COMPOSED:
                 raise unknown("composed op", op, COMPOSED)
@@ -60,7 +65,7 @@ class Recipe:
     def narrowest(self) -> int:
         """Bits of the narrowest format that stands anywhere in the recipe."""
         roles = (self.parameters, self.optimizer_state, self.gradients, self.cotangents)
-        return min(f.bits for f in (*roles, *self.casts.values(), *self.results.values()) if isinstance(f, Format))
+        return min(f.bits for f in (*roles, *self.casts.values(), *self.results.values()) if isinstance(f, Format | BlockMap))
 
     def bind(self, seed: int = 0) -> "Ops":
         """The ops of this recipe with a context of their own; `seed` is that of dropout and other random bits."""

@@ -62,6 +62,7 @@ def by_role(objective: Objective, loss: Tensor, formats: dict, size: Callable) -
     return {
         "weights": sum(weights.values()),
         "gradients": sum(size(objective.ops.recipe.gradients, p.data) for p in parameters),
-        "optimizer": sum(size(optimizer.state_format, a) for slot in optimizer.state.values() for a in slot.values()),
+        "optimizer": sum(size(optimizer.format_of(slot, name), a) for slot, state in optimizer.state.items()
+                         for name, a in state.items()),
         "activations": sum(size(formats.get(i), a) for i, a in held_buffers(loss).items() if i not in weights),
     }

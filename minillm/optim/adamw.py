@@ -1,0 +1,47 @@
+"""Adam with decoupled weight decay."""
+import numpy as np
+
+from minillm import kernels
+from minillm.autograd.watching import watched
+from minillm.formats import Format
+from minillm.optim.optimizer import Optimizer
+from minillm.rounding import widen
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, on parameters of two axes or more only. Loshchilov and Hutter, arXiv 1711.05101, alg. 2.
+
+    eps is added in float32, whatever the state's format: float16 would make 1e-8 a zero. What follows weight_decay is the
+    Optimizer's: state_format, update, seed.
+    """
+
+    slots, unsigned = ("m", "v"), ("v",)
+
+    def __init__(self, parameters, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8, weight_decay: float = 0.1,
+                 *how, **named):
+        super().__init__(parameters, *how, **named)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def constants(self, p, lr):
+        """What one update multiplies by, as float32: 1 - beta1, 1 - beta2, both bias corrections, eps, lr, decay."""
+        b1, b2 = self.betas
+        return tuple(map(np.float32, (1 - b1, 1 - b2, 1 / (1 - b1**self.steps), 1 / (1 - b2**self.steps), self.eps, lr,
+                                      1 - lr * self.weight_decay * (p.ndim > 1))))
+
+    def update(self, name, p, gradient, lr, factor):
+        if self.fuses(p):
+            p.data = kernels.load("optimizers").adamw(p.data, gradient, self.state["m"][name], self.state["v"][name], factor,
+                                                      *self.constants(p, lr))
+            return
+        c1, c2, unbias1, unbias2, eps, lr, decay = self.constants(p, lr)
+        m, v = (self.recall(slot, name) for slot in self.slots)
+        g = widen(gradient, np.float32) * factor
+        m = self.keep("m", name, m + c1 * (g - m))
+        v = self.keep("v", name, v + c2 * (g * g - v))
+        update = (m * unbias1) / (np.sqrt(v * unbias2) + eps)
+        self.write(name, p, self.weight(name, p) * decay - lr * update)
+
+    def fuses(self, p) -> bool:
+        """Whether the kernel stands in: it knows float16 and float32, and writes to nearest."""
+        native = isinstance(self.state_format, Format) and not (p.format.simulated or self.state_format.simulated)
+        return native and self.how == "nearest_even" and kernels.enabled() and not watched() and p.size > 0

@@ -1,0 +1,27 @@
+"""The norm of all gradients, which is the finite check too, and what it is clipped by."""
+from collections.abc import Iterable
+
+import numpy as np
+
+from minillm import kernels
+from minillm.rounding import widen
+
+
+def global_norm(gradients: Iterable[np.ndarray], factor: float = 1.0) -> float:
+    """The 2-norm of all gradients times `factor`, accumulated in float32; not finite if any of them is not: it is the check too.
+
+    Values are multiplied before they are squared: scaled by 2^16 a float32 square could overflow where the gradient does not.
+    """
+    total = np.float32(0)
+    with np.errstate(all="ignore"):
+        for g in gradients:
+            if kernels.enabled() and g.size:
+                total += kernels.load("optimizers").sum_of_squares(g, np.float32(factor))
+            else:
+                total += np.square(widen(g, np.float32) * np.float32(factor)).sum(dtype=np.float32)
+        return float(np.sqrt(total))
+
+
+def clip_factor(norm: float, clip: float) -> float:
+    """What gradients of this norm are multiplied by, so that it is at most `clip`; 0 means no clipping."""
+    return min(1.0, clip / (norm + 1e-6)) if clip else 1.0
