@@ -14,7 +14,8 @@ from minillm.precision.what_if import FORMATS_ASKED, SCALES, WhatIf, kind_of, li
 from minillm.rounding import round_to, widen
 from minillm.training.trainer import training_step
 
-FLOATS = [*(f for f in FORMATS.values() if not f.integer and f.signed), Format("powers", 5, 0, specials="none"), format_named("e3m1")]
+POWERS = Format("powers", 5, 0, specials="none")
+FLOATS = [*(f for f in FORMATS.values() if not f.integer and f.signed), POWERS, format_named("e3m1")]
 
 
 def event(exact, phase="backward", op="mul"):
