@@ -97,13 +97,27 @@ def test_what_if_is_seen_in_float32_with_the_runs_weights(runs):
     folder = RunFolder(runs / "pure")
     options, recipe = folder.read_config()
     arrays, facts = read_state(folder.state)
-    twin = float32_twin(folder, options, folder.read_data(options), recipe, arrays, facts)
+    twin = float32_twin(loaded(folder, options, folder.read_data(options), recipe, arrays, facts))
     formats = set()
     for p in twin.model.parameters():
         assert np.array_equal(p.data, arrays[f"model/{p.name}"].astype(np.float32))
+        moment = twin.trainer.objective.optimizer.state["m"][p.name]
+        assert np.array_equal(moment, arrays[f"optimizer/m/{p.name}"].astype(np.float32))
     with watch(lambda e: formats.add(e.format)):
         result = attempt(twin)
     assert (formats, result.scale) == ({FLOAT32}, 1.0)
+
+
+@pytest.mark.parametrize("recipe", ["float32-adam8-dynamic", "bfloat16-kahan", "float16-stochastic", "float32-scaled"])
+def test_whatever_the_optimizer_keeps_can_be_inspected(recipe, runs, tmp_path, undrawn):
+    text = RunFolder(runs / "good").read_config()[0].text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minillm.experiments.train.loss_curves", lambda lines, path: None)
+        assert cli.main(["train", *SIZE, "--text", text, *PLAIN, "--recipe", recipe, "--steps", "4", "--warmup", "1", "--out",
+                         str(tmp_path / "run")]) == 0
+    result = inspect(tmp_path / "run", "float16")
+    assert result["steps"][0]["first_not_finite"] is None
+    assert {row["phase"] for row in result["rows"]} == {"forward", "backward", "accumulate", "update"}
 
 
 def test_layers_are_their_rows_added_up():

@@ -8,13 +8,14 @@ from tiny_gpt import batch, make, objective_of
 from minillm.autograd.context import Address
 from minillm.autograd.watching import Event, watch
 from minillm.errors import MiniLLMError
-from minillm.formats import BFLOAT16, E8M0, FLOAT8_E5M2, FLOAT16, FLOAT32, FORMATS, INT8, format_named
+from minillm.formats import BFLOAT16, E8M0, FLOAT8_E5M2, FLOAT16, FLOAT32, FORMATS, INT8, Format, format_named
 from minillm.precision.master_weights import lost_updates
 from minillm.precision.what_if import FORMATS_ASKED, SCALES, WhatIf, kind_of, limits
 from minillm.rounding import round_to, widen
 from minillm.training.trainer import training_step
 
-FLOATS = [f for f in FORMATS.values() if not f.integer and f.signed] + [format_named("e5m0"), format_named("e3m1")]
+POWERS = Format("powers", 5, 0, specials="none")
+FLOATS = [*(f for f in FORMATS.values() if not f.integer and f.signed), POWERS, format_named("e3m1")]
 
 
 def event(exact, phase="backward", op="mul"):

@@ -46,11 +46,10 @@ def inspect(path: str | Path, format: str | None = None, steps: int = 1, out: st
                if r.get("first_not_finite")]
     check_checkpoint(folder, history)
     check_folder(out or path)
-    data, state = folder.read_data(options), read_state(folder.state)
-    run = loaded(folder, options, data, recipe, *state)
-    rows, made = watched_steps(run, steps)
+    run = loaded(folder, options, folder.read_data(options), recipe, *read_state(folder.state))
     with watch(what_if):
-        attempt(float32_twin(folder, options, data, recipe, *state))
+        attempt(float32_twin(run))
+    rows, made = watched_steps(run, steps)
     result = {"run": str(path), "recipe": recipe.name, "steps": made, "history": history, "diverged_at": diverged_at(folder),
               "rows": rows, "what_if": {"step": made[0]["step"], "rows": what_if.rows(), "lost_updates": what_if.lost_updates()},
               "formats": [f.name for f in formats]}
@@ -84,11 +83,16 @@ def loaded(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe,
     return run
 
 
-def float32_twin(folder, options, data, recipe: Recipe, arrays: dict, facts: dict) -> Run:
-    """The same run gone over to float32 at its checkpoint, without a loss scale: what it does, no format has touched."""
-    twin = dataclasses.replace(recipe_named("float32"), eps=recipe.eps)
-    wide = {name: widen(a, np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
-    return loaded(folder, options, data, twin, wide, facts | {"loss_scaler": {"scale": 1.0, "clean_steps": 0}})
+def float32_twin(run: Run) -> Run:
+    """The same run gone over to float32 where it stands, without a loss scale: what it does, no format has touched."""
+    recipe = dataclasses.replace(recipe_named("float32"), eps=run.model.ops.recipe.eps)
+    twin, own = new_run(run.options, run.data, recipe), run.trainer.objective.optimizer
+    twin.model.load_state_dict({name: widen(a, np.float32) for name, a in run.model.state_dict().items()})
+    optimizer = twin.trainer.objective.optimizer
+    for slot in optimizer.slots:
+        optimizer.state[slot] = {name: np.array(own.recall(slot, name)) for name in optimizer.parameters}
+    optimizer.steps, twin.trainer.step = own.steps, run.trainer.step
+    return twin
 
 
 def attempt(run: Run):
