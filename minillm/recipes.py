@@ -22,7 +22,7 @@ def mixed(low: Format, name: str, **more) -> Recipe:
 
 
 def pure(low: Format, name: str, **more) -> Recipe:
-    """The same without master weights: parameters, gradients and the optimizer's moments in `low`, too; only the loss is float32."""
+    """The same without master weights: parameters, gradients and moments in `low`, too; only the loss stays float32."""
     return mixed(low, name, parameters=low, optimizer_state=low, gradients=low, **more)
 
 
@@ -47,7 +47,7 @@ PRESETS = {recipe.name: recipe for recipe in (
     mixed(FLOAT16, "float16-kahan", parameters=FLOAT16, loss_scaling=DYNAMIC, update="kahan",
           about="float16-no-master, but what rounding takes from a weight is kept beside it in float16, and added back"),
     Recipe("float32-adam8-dynamic", optimizer_state=DYNAMIC8, about="float32, but Adam's moments in eight bits, dynamic map"),
-    Recipe("float32-adam8-linear", optimizer_state=LINEAR8, about="float32, but Adam's moments in eight bits, linear map: diverges"),
+    Recipe("float32-adam8-linear", optimizer_state=LINEAR8, about="float32, but Adam's moments in eight bits, linear map"),
 )}
 
 
