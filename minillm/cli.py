@@ -20,7 +20,8 @@ ABOUT = {
     "dropout": "share of values dropped in training", "bias": "biases in linears and layer norms, which GPT-2 has",
     "accumulate": "micro-batches in a step", "tokenizer": "char or bpe", "vocab": "vocabulary of the bpe tokenizer",
     "seed": "of weights, batches and dropout", "recipe": "which number formats stand where",
-    "loss_scale": "recipe, dynamic, or a number such as 1024 or 2^-6",
+    "products": "recipe, or an accumulator for all matrix products: float16, bfloat16/kahan, ...",
+    "loss_scale": "recipe, dynamic, pytorch, apex-amp, apex-fp16-utils, keras, or a number such as 1024 or 2^-6",
     "growth_interval": "clean steps until a dynamic scale doubles; 0: the recipe's",
     "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",
     "eval_every": "attempts between validations; 0: the last only", "watch_every": "attempts between watched ones; 0: none",
@@ -127,12 +128,25 @@ def sample(arguments) -> Answer:
     return Answer(result, result["text"])
 
 
+def recipes(arguments) -> Answer:
+    from minillm.experiments import recipes
+    return Answer(recipes.recipes(arguments.name), recipes.describe(arguments.name))
+
+
+def inspect(arguments) -> Answer:
+    from minillm.experiments import inspect
+    result = inspect.inspect(arguments.run, arguments.format, arguments.steps, arguments.out)
+    return Answer(result, inspect.describe(result))
+
+
 COMMANDS: dict[str, tuple[Callable, str]] = {
     "demo": (demo, "train one small GPT under five recipes: a table and four figures"),
     "train": (train, "train a GPT into a run folder"),
     "compare": (compare, "the same model under several recipes and seeds: a table and figures"),
     "evaluate": (evaluate, "validation loss of a run"),
     "sample": (sample, "text from a run"),
+    "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
+    "inspect": (inspect, "what every layer's numbers look like: underflow, overflow, headroom, and what other formats would do"),
 }
 
 
@@ -141,11 +155,13 @@ def parser_of(name: str) -> Parser:
     parser = Parser(prog=f"minillm {name}", description=COMMANDS[name][1], allow_abbrev=False)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else there")
-    if name in ("evaluate", "sample"):
+    if name in ("evaluate", "sample", "inspect"):
         parser.add_argument("run", metavar="RUN", help="a run folder")
+    if name == "recipes":
+        parser.add_argument("name", metavar="NAME", nargs="?", default="", help="one recipe, op by op (default: all, a line each)")
     if name in ("train", "compare"):
         add_options(parser)
-    if name in ("train", "evaluate", "sample"):
+    if name in ("train", "evaluate", "sample", "inspect"):
         parser.add_argument("--threads", type=int, default=0, help="of matrix products (default: one for each core)")
     if name == "train":
         parser.add_argument("--out", type=filled, metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
@@ -156,6 +172,10 @@ def parser_of(name: str) -> Parser:
     if name == "compare":
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
+    if name == "inspect":
+        parser.add_argument("--format", type=filled, metavar="NAME", help="what if all were in it (default: each format, in short)")
+        parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps to watch (default 1)")
+        parser.add_argument("--out", type=filled, metavar="DIR", help="folder for inspect.png (default: the run)")
     if name == "sample":
         parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default a line's end)")
         for option, kind, default, about in (

@@ -11,6 +11,7 @@ def encode(x, format: Format, rounding: str = "nearest_even", key: int | None = 
 
     NaN gives the format's quiet NaN of the same sign, where it has more than one. `format.decode` is the way back.
     """
+    code_type(format)
     x = round_to(x, format, rounding, key)
     size, sign = np.abs(x), np.signbit(x).astype(np.int64)
     regular = np.isfinite(size)
@@ -30,11 +31,19 @@ def special_codes(x, sign, format: Format):
     if format.specials == "nan":
         return top - 1 + sign * top * format.signed
     infinity = top - 2**m
-    return np.where(np.isnan(x), infinity + (2**m >> 1), infinity) + sign * top
+    return np.where(np.isnan(x), infinity + (2**m >> 1), infinity) + sign * top * format.signed
+
+
+def check_packed(bits: int) -> None:
+    """MiniLLMError for a number of bits that are not packed."""
+    if not 1 <= bits <= 8:
+        raise MiniLLMError(f"codes of 1 to 8 bits are packed, not of {bits}")
 
 
 def code_type(format: Format) -> type:
-    """The smallest unsigned type that holds a code."""
+    """The smallest unsigned type that holds a code; MiniLLMError beyond 32 bits."""
+    if format.bits > 32:
+        raise MiniLLMError(f"codes of {format.bits} bits are not made here: {format.name} has more than 32")
     return np.uint8 if format.bits <= 8 else np.uint16 if format.bits <= 16 else np.uint32
 
 
@@ -43,16 +52,16 @@ def pack(codes, bits: int) -> np.ndarray:
 
     Two codes of 4 bits share a byte, the first in its lower half; four of 6 bits share three bytes.
     """
+    check_packed(bits)
     codes = check_codes(codes, bits)
-    if not 1 <= bits <= 8:
-        raise MiniLLMError(f"pack takes codes of 1 to 8 bits, not {bits}")
     each = np.unpackbits(codes.astype(np.uint8).reshape(-1, 1), axis=1, count=bits, bitorder="little")
     return np.packbits(each.ravel(), bitorder="little")
 
 
 def unpack(packed: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """The first `size` codes that `pack` wrote, uint8."""
-    if packed.dtype != np.uint8 or packed.size != -(-size * bits // 8):
+    """The `size` codes that `pack` wrote, (size,) uint8; MiniLLMError unless `packed` has as many bytes as they take."""
+    check_packed(bits)
+    if size < 0 or packed.dtype != np.uint8 or packed.size != -(-size * bits // 8):
         raise MiniLLMError(f"{size} codes of {bits} bits take {-(-size * bits // 8)} bytes, not {packed.size} of {packed.dtype}")
     each = np.unpackbits(packed, count=size * bits, bitorder="little").reshape(size, bits)
     return np.packbits(each, axis=1, bitorder="little").ravel()

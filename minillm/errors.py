@@ -18,8 +18,9 @@ class NotFinite(MiniLLMError, ArithmeticError):
 def unknown(kind: str, value: str, known: Iterable[str]) -> MiniLLMError:
     """The error for a name that does not exist, with the nearest one that does."""
     known = sorted(known)
-    near = difflib.get_close_matches(value.lower(), known, 1, 0.4)
+    lower = {name.lower(): name for name in known}
+    near = [lower[name] for name in difflib.get_close_matches(value.lower(), lower, 1, 0.4)]
     if near and len(known) > 20:             # a list that nobody reads
         return MiniLLMError(f"unknown {kind} {value!r}: did you mean {near[0]!r}?")
     meant = f"did you mean {near[0]!r}? " if near else ""
-    return MiniLLMError(f"unknown {kind} {value!r}: {meant}known are {', '.join(known)}")
+    return MiniLLMError(f"unknown {kind} {value!r}: {meant}known are {', '.join(known) or 'none'}")

@@ -67,10 +67,26 @@ class Format:
         if not (whole and 0 <= self.exponent_bits <= holds.nexp and 0 <= self.mantissa_bits <= holds.nmant and self.bits >= 2):
             raise MiniLLMError(f"format {self.name} has {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits: "
                                f"{holds.dtype} holds 0 to {holds.nexp} and 0 to {holds.nmant}")
+        self.check_codes_mean_something()
         bounded = abs(self.bias) <= 2 * holds.maxexp
         if not (bounded and 0 < self.max <= float(holds.max) and self.smallest >= holds.smallest_subnormal):
             raise MiniLLMError(f"format {self.name} with bias {self.bias} has values that {holds.dtype} does not hold: "
                                f"take a bias nearer to {2 ** max(self.exponent_bits - 1, 0) - 1}")
+
+    def check_codes_mean_something(self) -> None:
+        """MiniLLMError where a field speaks of codes that the others do not leave."""
+        if self.integer and (self.specials, self.subnormals, self.zero) != ("none", True, True):
+            raise MiniLLMError(f"format {self.name} has no exponent, so it is an integer format: give "
+                               'specials="none", with zero and subnormals')
+        if self.specials == "ieee" and self.mantissa_bits == 0:
+            raise MiniLLMError(f'format {self.name} has no mantissa bit to tell NaN from infinity: give specials="nan" or "none"')
+        if self.specials == "fnuz" and not (self.signed and self.zero):
+            raise MiniLLMError(f"format {self.name} has no code of -0 for NaN: give it a sign and a zero, or other specials")
+        if self.nan not in ("largest", "zero") or (self.nan == "zero" and not self.zero):
+            raise MiniLLMError(f"format {self.name} cannot make {self.nan!r} of NaN: give \"largest\"" + ' or "zero"' * self.zero)
+        top = 2**self.exponent_bits - 1 - (self.specials == "ieee") - (self.specials == "nan" and self.mantissa_bits == 0)
+        if top + (self.subnormals and self.mantissa_bits > 0) + (not self.zero) < 1:
+            raise MiniLLMError(f"format {self.name} has no value above 0: give it more exponent bits, or subnormals")
 
     @property
     def bits(self) -> int:
@@ -128,8 +144,8 @@ class Format:
     def simulated(self) -> bool:
         """Whether NumPy has no such type, so that an array holds its values as those of a wider one."""
         holds = np.finfo(self.storage)
-        native = (holds.bits, holds.nexp, "ieee", "infinity", True)
-        return (self.bits, self.exponent_bits, self.specials, self.overflow, self.subnormals) != native
+        native = (holds.bits, holds.nexp, "ieee", "infinity", True, True)
+        return (self.bits, self.exponent_bits, self.specials, self.overflow, self.subnormals, self.zero) != native
 
     @property
     def has_nan(self) -> bool:
@@ -148,11 +164,12 @@ class Format:
         return dataclasses.replace(self, name=name, **{"overflow": None} | changes if "specials" in changes else changes)
 
     def ulp(self, x: float) -> float:
-        """The distance from |x| to the next larger value, were there no end to the exponents."""
+        """The distance between the values on either side of x, above |x| where x is one; were there no end to the exponents."""
         if not math.isfinite(x):
             raise MiniLLMError(f"{x} has no ulp: give a finite number")
-        code = self.code_below(abs(x))
-        return float(self.magnitude(self._after(code)) - self.magnitude(code))
+        if abs(x) < self.tiny:
+            return self.smallest if self.zero else self.smallest_subnormal
+        return math.ldexp(1.0, math.frexp(x)[1] - 1 - self.mantissa_bits)
 
     def neighbours(self, x: float) -> tuple[float, float]:
         """The values next to x, below and above, never x itself; infinite where the format ends."""
@@ -164,6 +181,8 @@ class Format:
         """The value next above x, of those from -least to largest."""
         if not -least <= x < largest:
             return math.inf if x >= largest else -least
+        if not self.zero and -self.smallest <= x < self.smallest:
+            return self.smallest
         code = self.code_below(abs(x))
         if x >= 0:
             return float(self.magnitude(self._after(code)))
@@ -192,24 +211,24 @@ class Format:
         return np.ldexp(significand, np.maximum(exponent, int(self.zero)) - self.bias - self.mantissa_bits)
 
     def values(self) -> np.ndarray:
-        """Every finite value of a format of at most 16 bits, in order, as float32."""
+        """Every finite value of a format of at most 16 bits, in order, as float32 (float64 where `storage` is)."""
         if self.bits > 16:
             raise MiniLLMError(f"{self.name} has 2^{self.bits} codes: values() lists formats of at most 16 bits")
         values = self.decode(np.arange(2**self.bits))
-        return np.unique(values[np.isfinite(values)].astype(np.float32) + np.float32(0))       # one zero, not two
+        return np.unique(values[np.isfinite(values)].astype(np.result_type(self.storage, np.float32)) + np.float32(0))    # one zero
 
     def decode(self, codes) -> np.ndarray:
         """The values, in the type of `storage`, of codes: integers of `bits` bits, sign first."""
-        codes = check_codes(codes, self.bits).astype(np.int64)
+        shape, codes = np.shape(codes), np.atleast_1d(check_codes(codes, self.bits)).astype(np.int64)
         top, m = 2 ** (self.bits - self.signed), self.mantissa_bits
         below, negative = codes % top, codes // top * self.signed
         size = self.magnitude(below)
         if self.integer:
-            return (size - negative * self.tiny).astype(self.storage)        # two's complement
+            return (size - negative * self.tiny).astype(self.storage).reshape(shape)           # two's complement
         special = {"ieee": below >> m == 2**self.exponent_bits - 1, "nan": below == top - 1, "fnuz": codes == top,
                    "none": np.zeros(codes.shape, bool)}[self.specials]
         size[special] = np.where((self.specials == "ieee") & (below[special] % 2**m == 0), np.inf, np.nan)
-        return np.copysign(size, -negative).astype(self.storage)
+        return np.copysign(size, -negative).astype(self.storage).reshape(shape)
 
     def __deepcopy__(self, memo) -> "Format":
         return self                # formats are compared with `is`: a copied model must not get formats of its own
@@ -221,6 +240,8 @@ class Format:
 def check_codes(codes, bits: int) -> np.ndarray:
     """Codes as an array; MiniLLMError unless they are integers of so many bits."""
     codes = np.asarray(codes)
+    if bits > 32:
+        raise MiniLLMError(f"codes of {bits} bits are not made here: 32 bits are the most")
     if codes.dtype.kind not in "ui" or (codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits):
         raise MiniLLMError(f"codes of {bits} bits are integers from 0 to {2**bits - 1}: this array has others, or is {codes.dtype}")
     return codes

@@ -6,8 +6,10 @@ from minillm.autograd.rules.products import PRODUCTS, Products
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32, FORMATS, Format, format_named
 from minillm.optim import BLOCK_MAPS, DYNAMIC8, LINEAR8, BlockMap
-from minillm.precision.loss_scaling import LossScaling
-from minillm.precision.recipe import CAST_WORDS, Recipe
+from minillm.precision.accumulation import products_named
+from minillm.precision.loss_scaling import SCALERS, LossScaling, scaler_named
+from minillm.precision.published import PUBLISHED
+from minillm.precision.recipe import CAST_WORDS, QUANTIZERS, Recipe
 
 DYNAMIC = LossScaling()
 
@@ -28,6 +30,8 @@ def pure(low: Format, name: str, **more) -> Recipe:
 
 PRESETS = {recipe.name: recipe for recipe in (
     Recipe("float32", about="everything in float32"),
+    Recipe("float32-scaled", loss_scaling=SCALERS["keras"],
+           about="everything in float32, and a dynamic loss scale around the optimizer, which changes nothing"),
     Recipe("float16", parameters=FLOAT16, optimizer_state=FLOAT16, gradients=FLOAT16,
            about="everything in float16: parameters, activations, gradients, optimizer moments; no loss scale"),
     mixed(FLOAT16, "float16-mixed", loss_scaling=DYNAMIC,
@@ -37,6 +41,7 @@ PRESETS = {recipe.name: recipe for recipe in (
           about="float16-mixed without master weights: the optimizer updates float16 weights"),
     mixed(BFLOAT16, "bfloat16-mixed",
           about="bfloat16 weights and activations (simulated), float32 master weights; needs no loss scale"),
+    *PUBLISHED,
     pure(BFLOAT16, "bfloat16-pure",
          about="bfloat16 weights, activations, gradients, moments (simulated), no master copy: updates are rounded to nearest"),
     pure(BFLOAT16, "bfloat16-stochastic", update="stochastic", about="bfloat16-pure, but updates are rounded stochastically"),
@@ -66,7 +71,16 @@ def to_json(recipe: Recipe) -> dict:
         if dataclasses.is_dataclass(value) and not hasattr(value, "name"):
             return dataclasses.asdict(value)
         return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
-    return {f.name: plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
+    data = {f.name: plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
+    return data | {"quantizers": {key: quantizer_name(recipe.name, key, q) for key, q in recipe.quantizers.items()}}
+
+
+def quantizer_name(recipe: str, key: str, quantizer: Callable) -> str:
+    """The name under which QUANTIZERS has it; MiniLLMError for one without."""
+    for name, known in QUANTIZERS.items():
+        if known is quantizer:
+            return name
+    raise MiniLLMError(f"recipe {recipe}: the quantizer of {key} has no name, so JSON cannot hold it: put it into QUANTIZERS")
 
 
 def from_json(data: dict) -> Recipe:
@@ -74,9 +88,7 @@ def from_json(data: dict) -> Recipe:
     check_fields("a recipe", data, Recipe)
     if "name" not in data:
         raise MiniLLMError('a recipe needs a name: add "name" to its JSON')
-    if data.get("quantizers"):
-        raise MiniLLMError(f"recipe {data['name']}: unknown quantizers {sorted(data['quantizers'].values())}")
-    for key in ("casts", "results", "products"):
+    for key in ("casts", "results", "quantizers", "products"):
         if not isinstance(data.get(key, {}), dict):
             raise MiniLLMError(f"recipe {data['name']}: {key} must be a table of names by op, not {data[key]!r}")
     return Recipe(**{key: READ[key](value) if key in READ else value for key, value in data.items()})
@@ -108,14 +120,28 @@ def state_named(name: str) -> Format | BlockMap:
 
 
 def product_named(name: str) -> Products:
-    """The Products of this name."""
-    if name not in PRODUCTS:
-        raise unknown("products", name, PRODUCTS)
-    return PRODUCTS[name]
+    """The Products of this name, or with the accumulators that it names, as in "float16/chunked_64"."""
+    try:
+        return products_named(name)
+    except MiniLLMError:
+        if "/" in name or "=" in name:
+            raise
+    raise unknown("products", name, (*PRODUCTS, *FORMATS))
 
 
-def loss_scaling_of(fields: dict) -> LossScaling:
-    """Loss scaling from its fields."""
+def quantizer_named(name: str) -> Callable:
+    """The quantizer of this name."""
+    if name not in QUANTIZERS:
+        raise unknown("quantizer", name, QUANTIZERS)
+    return QUANTIZERS[name]
+
+
+def loss_scaling_of(fields: dict | str) -> LossScaling:
+    """Loss scaling from its fields, or the published scaler of this name."""
+    if isinstance(fields, str):
+        return scaler_named(fields)
+    if not isinstance(fields, dict):
+        raise MiniLLMError(f"loss_scaling must be a table of its fields or the name of a scaler, not {fields!r}")
     check_fields("a loss scaling", fields, LossScaling)
     return LossScaling(**fields)
 
@@ -123,5 +149,6 @@ def loss_scaling_of(fields: dict) -> LossScaling:
 READ = {
     "parameters": format_named, "optimizer_state": state_named, "gradients": format_named,
     "cotangents": lambda name: name and format_named(name), "casts": table_of(cast_named), "results": table_of(format_named),
-    "products": table_of(product_named), "composed": tuple, "loss_scaling": loss_scaling_of,
+    "quantizers": table_of(quantizer_named), "products": table_of(product_named), "composed": tuple,
+    "loss_scaling": loss_scaling_of,
 }

@@ -12,11 +12,9 @@ import numpy as np
 from minillm import kernels
 from minillm.backend import array_module
 from minillm.errors import MiniLLMError, unknown
-from minillm.formats import BFLOAT16, FLOAT16, Format
+from minillm.formats import FLOAT32, Format
 
 ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
-
-_KERNELS = {FLOAT16: "to_float16", BFLOAT16: "to_bfloat16"}
 
 
 @functools.cache
@@ -32,33 +30,48 @@ def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None 
     """Round floating values into a format, each to one of the two values of the format that are next to it.
 
     x: array of any shape and byte order, float16, float32 or float64, or a Python float. Returns an array of `format.storage`;
-    x itself if there is nothing to round. rounding: one of ROUNDINGS, or "stochastic_n" with n random bits instead of 32; a
-    stochastic one needs a `key`, from which and from each value's place in x its bits come. Signed zeros keep their sign where the
-    format has them, subnormals are kept, NaN stays NaN (quiet) or becomes what `format.nan` says. Beyond the largest value the
-    nearest and stochastic modes give what `format.overflow` says, as IEEE 754 has it; modes that round towards 0 there stop at the
-    largest value. Raises MiniLLMError for integers, long doubles, an unknown rounding, and a stochastic one without a key.
+    x itself if there is nothing to round. rounding: one of ROUNDINGS, or "stochastic_n" with n random bits instead of 32.
+
+    A stochastic one needs a `key` of 64 bits, from which and from each value's place in x its bits come. It takes the larger size
+    with the probability of x's place between the two, cut to n bits: with few of them sizes come out too small, by less than 2^-n
+    of the distance.
+
+    Signed zeros keep their sign where the format has them, subnormals are kept, NaN stays NaN (quiet) or becomes what `format.nan`
+    says. Beyond the largest value the nearest and stochastic modes give what `format.overflow` says, as IEEE 754 has it; modes that
+    round towards 0 there stop at the largest value. An infinity stays one where the format has it. What is below 0 where there is
+    no sign, and 0 where there is no zero, is NaN, or the least value where there is no NaN. MiniLLMError for integers, long
+    doubles, an unknown rounding, and a stochastic one without a key.
     """
     mode, random = check_rounding(rounding)
     x = floats(x, format)
-    if mode == "stochastic" and key is None:
-        raise MiniLLMError(f"{rounding} rounding to {format.name} needs a key: give a number, a new one for each array")
+    if mode == "stochastic":
+        key = check_key(key, f"{rounding} rounding to {format.name}")
     if x.dtype == format.storage and not format.simulated:
         return x
-    if x.dtype == np.float32 and isinstance(x, np.ndarray) and kernels.enabled() and format.tiny >= FLOAT32_TINY:
-        if mode == "nearest_even" and format in _KERNELS:
-            return getattr(kernels.load("rounding"), _KERNELS[format])(x)
-        if format.simulated and format.signed and format.zero:
-            return kernels.load("rounding").to_grid(x, format, mode, random, key or 0)
     if x.dtype == np.float16:
         x = widen(x, np.float32)
     if mode == "nearest_even" and not format.simulated:
-        return x if x.dtype == format.storage else _to_native(x, format)
-    if format.tiny < np.finfo(x.dtype).tiny:
+        return to_native(x, format)
+    if x.dtype == np.float32 and isinstance(x, np.ndarray) and kernels.enabled() and has_kernel(format):
+        return to_native(kernels.load("rounding").to_grid(x, format, mode, random, key or 0), format)
+    if format.tiny < np.finfo(x.dtype).tiny or np.finfo(x.dtype).bits < np.finfo(format.storage).bits:
         x = widen(x, np.float64)                 # exact: 2^-127, the least block scale, is subnormal in float32
-    return _to_native(to_grid(x, format, mode, random, key), format)
+    return to_native(to_grid(x, format, mode, random, key), format)
 
 
-FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+def has_kernel(format: Format) -> bool:
+    """Whether the compiled loops cover a format: a sign, a zero, float32's normal range, and a spacing to add 2^23 of."""
+    return format.signed and format.zero and format.storage is not np.float64 and format.tiny >= FLOAT32.tiny \
+        and 2.0**23 * format.smallest <= FLOAT32.max
+
+
+def check_key(key: int | None, what: str) -> int:
+    """The key as Python's integer; MiniLLMError unless it is a whole number of 64 bits."""
+    if key is None:
+        raise MiniLLMError(f"{what} needs a key: give a number, a new one for each array")
+    if not isinstance(key, int | np.integer) or not 0 <= key < 2**64:
+        raise MiniLLMError(f"{what} has the key {key!r}: give a whole number from 0 to 2^64 - 1")
+    return int(key)
 
 
 def floats(x, format):
@@ -70,12 +83,19 @@ def floats(x, format):
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
-def _to_native(x, format):
-    """NumPy's own conversion, which rounds on bit patterns, once; NaN keeps its upper digits and is quieted, as processors do."""
+def to_native(x, format):
+    """X in the type of `format.storage`, rounded to nearest even where that is narrower; NaN keeps its upper digits and is quieted.
+
+    NumPy's conversion rounds on bit patterns, once. Where x is on the format's grid already, nothing is left to round.
+    """
+    if x.dtype == format.storage:
+        return x
+    if (x.dtype, format.storage) == (np.float32, np.float16) and isinstance(x, np.ndarray) and kernels.enabled():
+        return kernels.load("rounding").to_float16(x)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         y = np.asarray(x.astype(format.storage))
     nan = np.isnan(y)
-    if format is FLOAT16 and nan.any():
+    if y.dtype == np.float16 and nan.any():
         size = np.asarray(x)[nan]
         payload = size.view(np.uint32) >> 13 if x.dtype == np.float32 else (size.view(np.uint64) >> 42).astype(np.uint32)
         sign = np.signbit(size).astype(np.uint16) << 15
@@ -127,11 +147,12 @@ def beyond_the_ends(xp, result, size, negative, format: Format, mode: str, bits_
     end = {"infinity": infinity, "nan": nan, "saturate": largest}[format.overflow]
     result = xp.where(result > largest, xp.where(stops & (size < infinity), largest, end), result)
     if not format.zero:
-        result = xp.where(size == 0, nan if format.has_nan else largest * 0, xp.maximum(result, bits_of(format.smallest)))
-    if not format.signed:
-        result = xp.where(negative & (size > 0), nan if format.has_nan else bits_of(format.lowest), result)
+        result = xp.maximum(result, bits_of(format.smallest))
+        result = xp.where(size == 0, nan, result) if format.has_nan else result
     if format.specials == "ieee":
         result = xp.where(size == infinity, infinity, result)
+    if not format.signed:
+        result = xp.where(negative & (size > 0), nan if format.has_nan else bits_of(format.lowest), result)
     drop = nan.dtype.type(digits - max(format.mantissa_bits, 1))
     quiet = (size | nan) >> drop << drop
     instead = quiet if format.has_nan else largest * 0 if format.nan == "zero" else bits_of(format.max)
@@ -146,7 +167,8 @@ def widen(x, compute):
         return x
     if x.dtype == np.float16 and compute == np.float32 and isinstance(x, np.ndarray) and kernels.enabled():
         return kernels.load("rounding").to_float32(x)
-    y = x.astype(compute)
+    with np.errstate(invalid="ignore"):          # a NaN that was not quiet
+        y = x.astype(compute)
     if x.dtype == np.float16 and compute == np.float32:
         nan = y != y
         if nan.any():

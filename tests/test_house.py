@@ -140,7 +140,7 @@ def test_figures_are_drawn_from_plain_records():
 def test_torch_and_the_tests_own_tools_are_not_needed():
     for package in ("torch", "ml_dtypes", "scipy", "pytest"):
         assert importers(package) == set(), package
-    assert importers("hypothesis") <= {"minillm.testing"}                      # strategies for users' tests
+    assert importers("hypothesis") <= {"minillm.testing.strategies"}                      # strategies for users' tests
 
 
 def test_rules_know_no_array_module():
@@ -200,9 +200,14 @@ def test_no_exception_is_caught_unseen():
 # Where float64 may be named, and why.
 FLOAT64 = {
     "minillm.testing": "FLOAT64, the format of oracles, lives there",
+    "minillm.testing.bounds": "a bound is computed in float64, whatever it bounds",
     "minillm.rounding": "a float64 input is rounded from its own bits",
     "minillm.autograd.tensor": "Python's numbers are float64 until tensor() has rounded them, once",
     "minillm.autograd.check": "compares rules with themselves in float64",
+    "minillm.precision.tally": "sums of squared errors, which float32 itself could not hold: counts, not part of a step",
+    "minillm.kernels.watching": "the same sums",
+    "minillm.precision.accumulation": "an emulated accumulator adds in float64 and rounds once",
+    "minillm.kernels.accumulation": "the same, compiled",
     "minillm.conversion.rounding": "a weight divided by its scale is rounded to a whole number from its exact side of a half",
 }
 

@@ -6,6 +6,7 @@ function has the mutant. Kernels are off: a bug in a NumPy rule does not show wh
 import ast
 import importlib
 import inspect
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +17,18 @@ import pytest
 from tiny_gpt import make
 
 from minillm import optim, rounding
-from minillm.autograd import tensor
+from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.errors import MiniLLMError
+from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import gpt
 from minillm.nn.attention import Block
 from minillm.nn.module import Module
 from minillm.optim import eight_bit
-from minillm.precision import recipe
-from minillm.precision.loss_scaling import LossScaler
+from minillm.precision import block_scaling, clinic, float8, recipe, tally, what_if
+from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.precision.master_weights import working_copy
 from minillm.training import trainer
 
@@ -67,7 +69,7 @@ MUTANTS = [
            "loss_scaling.raw_gradients_are_exactly_s_times_the_unscaled_ones", ("float32", 2.0**16)),
     Mutant("unscale forgotten", trainer.training_step, "clip_factor(norm, clip) / scale", "clip_factor(norm, clip)",
            "loss_scaling.a_scale_changes_no_bit_of_what_is_learned_where_nothing_underflows", ("float32", 2.0**16)),
-    Mutant("norm of scaled gradients", trainer.training_step, "gradients.values(), 1 / scale", "gradients.values()",
+    Mutant("norm of scaled gradients", trainer.training_step, "gradients.values(), scaler.inverse", "gradients.values()",
            "loss_scaling.a_scale_changes_no_bit_of_what_is_learned_where_nothing_underflows", ("float32", 2.0**16)),
     Mutant("moments touched before the finite check", trainer.training_step, "    norm = global_norm",
            "    optimizer.step(gradients, 0.0, 1 / scale)\n    norm = global_norm",
@@ -76,12 +78,26 @@ MUTANTS = [
            "loss_scaling.an_overflow_touches_neither_weights_nor_moments_nor_the_step_count", ("float16-mixed",)),
     Mutant("a NaN passes for finite", trainer.training_step, "math.isfinite(norm)", "not norm == math.inf",
            "gpt.pure_float16_at_eps_1e_8_diverges"),
-    Mutant("no floor", LossScaler.update, "max(self.scale * self.how.backoff, self.how.floor)", "self.scale * self.how.backoff",
-           "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
-    Mutant("no ceiling", LossScaler.update, "grown if grown <= FLOAT32.max else self.scale", "grown",
-           "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
-    Mutant("clean steps counted through an overflow", LossScaler.update, "self.how.floor), 0", "self.how.floor), self.clean_steps",
-           "loss_scaling.it_grows_after_n_clean_steps_in_a_row_and_backs_off_at_once"),
+    Mutant("no floor", LossScaler.update, "max(self.scale * self.how.backoff, self.how.floor or 0.0)",
+           "self.scale * self.how.backoff", "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
+    Mutant("no ceiling", LossScaler.grown, "grown if grown <= FLOAT32.max or not self.how.checked else self.scale",
+           "grown", "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
+    Mutant("clean steps counted through an overflow", LossScaler.update, "self.how.floor or 0.0)), 0",
+           "self.how.floor or 0.0)), self.clean_steps", "loss_scaling.it_grows_after_n_clean_steps_in_a_row_and_backs_off_at_once"),
+    Mutant("the ceiling is ignored", LossScaler.grown, "min(self.scale * self.how.growth, self.how.ceiling or math.inf)",
+           "self.scale * self.how.growth", "clinic.apex_amp_stops_at_its_ceiling_and_goes_below_all_float32_numbers"),
+    Mutant("every scaler has our floor", LossScaler.update, "self.how.floor or 0.0", "self.how.floor or 1.0",
+           "clinic.a_run_of_bad_steps_takes_the_scale_to_0_where_nothing_stops_it"),
+    Mutant("a scale of float32 kept in 64 bits", LossScaling.held, "if not self.in_float32", "if True",
+           "clinic.keras_has_neither_floor_nor_ceiling"),
+    Mutant("overflow only beyond infinity's neighbour", clinic.refusal, "largest * scale >= given.limit", "largest * scale > 65536",
+           "clinic.the_limit_is_half_an_ulp_beyond_the_largest", (0,)),
+    Mutant("the loss scale left in the trace", clinic.Sizes.add, "np.abs(scaled).max()) / scale", "np.abs(scaled).max())",
+           "clinic.what_was_recorded_is_what_was_rounded"),
+    Mutant("what underflows is counted one binade late", clinic.underflow_share, "if exponent < first", "if exponent < first - 1",
+           "clinic.half_underflows_where_the_mean_is_at_the_limit"),
+    Mutant("a step after an overflow goes on being recorded", clinic.GradientTrace.__call__, "self.overflowed.add(step)", "pass",
+           "clinic.a_step_that_overflowed_in_the_run_is_fine_at_a_lower_scale"),
     Mutant("micro-batches not divided", trainer.training_step, "scale / len(batches)", "scale",
            "loss_scaling.two_micro_batches_of_the_same_windows_are_one_batch"),
     Mutant("the last micro-batch only", trainer.accumulate, "widen(total[name], np.float32) + g if name in total else g", "g",
@@ -114,7 +130,7 @@ MUTANTS = [
     Mutant("a float64 leaks into an op", RULES["gelu"].forward, "x / 2 *", "xp.float64(0.5) * x *",
            "recipes.what_is_rounded_was_computed_in_float32", ("float16-mixed",)),
     Mutant("a float64 leaks into the optimizer", optim.AdamW.constants, "map(np.float32", "map(np.float64",
-           "optim.watchers_see_every_rounding_of_an_update", (rounding.FLOAT16,)),
+           "optim.watchers_see_every_rounding_of_an_update", (FLOAT16,)),
     Mutant("weights cast at each use", working_copy, "if at not in context.leaf_casts", "if True",
            "recipes.a_parameter_is_cast_once_a_forward_pass_however_often_it_is_used"),
     Mutant("casts outlive no_record", Context.no_record.__wrapped__, "self.leaf_casts.clear()", "pass",
@@ -124,6 +140,21 @@ MUTANTS = [
     Mutant("the shorter place wins", recipe.find, "range(len(names), 0, -1)", "range(1, len(names) + 1)",
            "recipes.the_most_exact_key_wins"),
 
+    # the microscope
+    Mutant("zeros from before counted as made", tally.tally, "(size > 0) & (after == 0)", "(after == 0)",
+           "microscope.float16s_edges_are_counted_by_hand", ("off",)),
+    Mutant("the tie at the end fits", tally.first_beyond, "tie if odd", "tie if not odd",
+           "what_if.limits_of_float16_are_the_known_ones"),
+    Mutant("exponents by floor(log2)", tally.tally, "np.frexp(x)[1] - 1",
+           "np.floor(np.log2(np.where(x == 0, 1, np.abs(x)), dtype=np.float32)).astype(np.int64)",
+           "microscope.exponents_are_right_below_every_power_of_two", ("off",)),
+    Mutant("an update of nothing counts as lost", tally.Tally.add, "(rounded == before) & (exact != before)", "rounded == before",
+           "microscope.an_update_of_nothing_is_not_lost", ("off",)),
+    Mutant("block1 is taken for block10", watching.only, 'f"{event.address.scope}.".startswith(f"{place}.")',
+           "event.address.scope.startswith(place)", "microscope.a_places_name_is_not_taken_for_another_that_begins_alike"),
+    Mutant("what if the scale divided", what_if.WhatIf.__init__, "-np.array(self.scales", "np.array(self.scales",
+           "what_if.counts_are_those_of_rounding", (FLOAT16,)),
+
     # the optimizer
     Mutant("decay on vectors too", optim.AdamW.constants, "(p.ndim > 1)", "1", "optim.decay_is_on_matrices_only", (optim.AdamW,)),
     Mutant("no bias correction", optim.AdamW.constants, "1 / (1 - b2**self.steps)", "1",
@@ -131,7 +162,7 @@ MUTANTS = [
     Mutant("eps in the state's format", optim.AdamW.constants, "self.eps", "float(np.float16(self.eps))",
            "optim.eps_is_added_in_float32_whatever_the_state"),
     Mutant("state kept in float32", optim.Optimizer.put, "round_to(exact, format)", "exact",
-           "optim.state_is_kept_in_its_format", (optim.AdamW, rounding.FLOAT16)),
+           "optim.state_is_kept_in_its_format", (optim.AdamW, FLOAT16)),
     Mutant("squared before unscaled", optim.global_norm, "np.square(widen(g, np.float32) * np.float32(factor))",
            "(np.square(widen(g, np.float32)) * np.float32(factor) * np.float32(factor))",
            "optim.the_norm_of_nothing_and_of_the_very_large"),
@@ -139,14 +170,33 @@ MUTANTS = [
            "optim.clipping_bounds_the_norm_and_never_scales_up"),
     Mutant("warm-up starts at 0", optim.cosine_schedule, "(step + 1)", "step", "optim.the_schedule_is_the_published_formula"),
 
+    # published recipes and eight-bit products
+    Mutant("a refusal that lets pass", recipe.Ops.prepare, 'if cast == "as is"', 'if cast in ("as is", "refuse")',
+           "published.binary_cross_entropy_on_probabilities_is_refused", ("apex-O1", FLOAT16)),
+    Mutant("the widest is the narrowest", recipe.Ops.prepare, "max((t.format", "min((t.format",
+           "published.mixed_inputs_are_promoted", ("apex-O1",)),
+    Mutant("a scale is not undone", float8.float8_product, "((1 / a_scale) * (1 / b_scale))", "(1 / a_scale)",
+           "float8.a_product_of_values_on_the_grid_is_exact", (float8.FLOAT8_CURRENT,)),
+    Mutant("an infinite amax gives a scale of 0", float8.current_scale, "0 < amax < xp.inf", "amax > 0",
+           "float8.the_scale_brings_the_largest_value_to_the_formats_largest", (FLOAT8_E4M3, [math.inf, 1.0], None)),
+    Mutant("no saturation", float8.quantized, "xp.clip(x * scale, -format.max, format.max)", "x * scale",
+           "float8.values_that_are_not_finite_saturate_or_stay_nan", (FLOAT8_E4M3,)),
+    Mutant("the larger power of two", float8.current_scale, "[1] - 1)", "[1])",
+           "float8.values_of_the_scaled_grid_are_kept_as_they_are", (FLOAT8_E4M3, True, 0)),
+    Mutant("blocks are rounded across the summed dimension", block_scaling.block_product,
+           "b.swapaxes(-1, -2), format, up).swapaxes(-1, -2)", "b, format, up)",
+           "block_scaling.blocks_of_both_operands_run_along_the_summed_dimension", (block_scaling.MXFP8_UP, 100)),
+    Mutant("a block scale rounded down that is to go up", block_scaling.exponents, "part > largest", "part > 1",
+           "block_scaling.every_value_is_within_its_bound", (FLOAT8_E4M3, True)),
     # weights without a master copy, moments in eight bits
     Mutant("compensation never added back", optim.Optimizer.weight, "w + widen(lost, np.float32)", "w",
-           "low_precision_updates.many_updates_that_would_be_lost_one_by_one", (rounding.BFLOAT16,)),
+           "low_precision_updates.many_updates_that_would_be_lost_one_by_one", (BFLOAT16,)),
     Mutant("compensation of the wrong sign", optim.Optimizer.write, "exact - widen(p.data, np.float32)",
            "widen(p.data, np.float32) - exact",
-           "low_precision_updates.weight_and_compensation_are_the_exact_sum_each_rounded_once", (rounding.BFLOAT16, optim.SGD)),
-    Mutant("stochastic updates rounded to nearest", optim.Optimizer.write, '"stochastic" if self.how == "stochastic" else ', "",
-           "low_precision_updates.the_expected_stochastic_update_is_the_exact_one", (rounding.BFLOAT16, 0.25)),
+           "low_precision_updates.weight_and_compensation_are_the_exact_sum_each_rounded_once", (BFLOAT16, optim.SGD)),
+    Mutant("stochastic updates rounded to nearest", optim.Optimizer.write,
+           '"stochastic" if self.how == "stochastic" else "nearest_even"', '"nearest_even"',
+           "low_precision_updates.the_expected_stochastic_update_is_the_exact_one", (BFLOAT16, 0.25)),
     Mutant("random bits from steps, not attempts", optim.Optimizer.rounded, "step=self.attempt", "step=self.steps",
            "low_precision_updates.the_bits_are_those_of_seed_attempt_and_name"),
     Mutant("the attempt is not handed on", trainer.training_step, "/ scale, step)", "/ scale)",

@@ -136,7 +136,8 @@ def test_a_training_step_has_no_float64(recipe):
     assert not unguarded
     for p in model.parameters():
         assert p.data.dtype == recipe.parameters.storage
-        assert not np.array_equal(p.data, before[p.name])
+        # the bias of a key has a true gradient of 0, and what rounding makes of it in float16 may be below an eps of 1e-4
+        assert p.name.endswith("key.bias") or not np.array_equal(p.data, before[p.name])
 
 
 @pytest.mark.parametrize("format", [FLOAT16, FLOAT32, BFLOAT16], ids=str)

@@ -41,6 +41,13 @@ def a_scale(start=16, steps=200):
     return {"steps": list(range(1, steps + 1)), "log2_scale": scales, "skipped": [70, 140]}
 
 
+def a_replay(start=16, sinks=False):
+    run = a_scale(start)
+    scales = [*run["log2_scale"][:150], *[None] * 50] if sinks else run["log2_scale"]
+    headroom = [None if scale is None else 14 - scale for scale in scales]
+    return run | {"log2_scale": scales, "headroom": headroom, "fate": "sinks to 0" if sinks else "trains"}
+
+
 def a_point(log2_scale, val_loss, share=0.1):
     diverged_at = None if val_loss else 12
     return {"log2_scale": log2_scale, "val_loss": val_loss, "diverged_at": diverged_at, "zero_gradient_share": share}
@@ -80,6 +87,11 @@ CASES = {
     "scale, nothing": (training.loss_scale_history, {}),
     "scale, one point": (training.loss_scale_history, {"float16-mixed": a_scale(16, 1) | {"skipped": [1]}, "b": {}}),
     "scale, not recorded": (training.loss_scale_history, {"b": {"steps": [1, 2], "log2_scale": [None, NAN]}}),
+    "replays": (training.scaler_replays, {"keras": a_replay(15, sinks=True), "pytorch": a_replay(), "minillm": a_replay(10)}),
+    "replays, twelve scalers": (training.scaler_replays, {r: a_replay(10 + i) for i, r in enumerate(TWELVE)}),
+    "replays, nothing": (training.scaler_replays, {}),
+    "replays, not recorded": (training.scaler_replays, {
+        "a": a_scale(), "b": {"steps": [1, 2], "log2_scale": [None, NAN]}, "c": {}}),
     "static": (recipes.static_scale, STATIC, 2.45),
     "static, all near": (recipes.static_scale, STATIC[4:], 2.45),
     "static, nothing": (recipes.static_scale, [], 2.45),
@@ -182,6 +194,7 @@ def readable(figure, texts):
     ("loss, one run", ["step", "nats per token"]),
     ("exponents", ["exponent of the cotangent, log2|g|", "share of all values"]),
     ("scale", ["optimizer attempt (step)", "a factor, no unit", "skipped"]),
+    ("replays", ["optimizer attempt (step)", "a factor, no unit", "headroom (bits)", "skipped"]),
     ("static", ["a factor", "nats per token", "(%)"]),
     ("comparison", ["nats per token", "MB"]),
     ("lost updates", ["log2 |update / weight|", "(%)"]),
@@ -192,6 +205,16 @@ def test_axes_are_labelled_with_their_units(case, labels, tmp_path, figures):
     draw(case, tmp_path / "a.png")
     found = "\n".join(axes.get_xlabel() + "\n" + axes.get_ylabel() for axes in figures[0].axes)
     assert all(label in found for label in labels), found
+
+
+def test_a_scale_that_sinks_to_0_ends_with_a_cross_and_says_so(tmp_path, figures):
+    draw("replays", tmp_path / "a.png")
+    scale, room, _ = figures[0].axes
+    crosses = [(line.get_xdata()[0], line.get_ydata()[0]) for line in scale.lines if line.get_marker() == "X"]
+    assert crosses == [(151, 15 - 150 // 70)]
+    texts = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert texts == ["keras: 2 skipped, sinks to 0", "pytorch: 2 skipped, trains", "minillm: 2 skipped, trains"]
+    assert [len(line.get_xdata()) for line in room.lines] == [150, 200, 200, 2]          # the last is the line at 0
 
 
 @pytest.mark.parametrize("case", ["loss, six recipes", "exponents, three formats", "static"])

@@ -9,12 +9,13 @@ from tiny_gpt import batch, make, objective_of, recipe_of
 
 from minillm.autograd.rule import RULES, rule
 from minillm.autograd.rules.elementwise import unbroadcast
+from minillm.autograd.rules.products import PRODUCTS
 from minillm.autograd.tensor import Tensor, backward, tensor
 from minillm.autograd.watching import watch
 from minillm.errors import MiniLLMError, MixedFormats
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32
 from minillm.precision.loss_scaling import LossScaling, static_scale
-from minillm.precision.recipe import Recipe, find
+from minillm.precision.recipe import QUANTIZERS, Recipe, find
 from minillm.recipes import PRESETS, from_json, recipe_named, to_json
 from minillm.training.trainer import training_step
 
@@ -52,6 +53,25 @@ def test_a_recipe_from_json_may_leave_out_what_is_usual():
     assert from_json({"name": "float32"}) == recipe_of("float32", about="")
 
 
+def test_quantizers_go_to_json_by_their_names(monkeypatch):
+    def halve(ops, x, name):
+        return ops.mul(x, 0.5)
+
+    recipe = Recipe("halving", quantizers={"head/linear.x": halve})
+    with pytest.raises(MiniLLMError, match=r"recipe halving: the quantizer of head/linear\.x has no name"):
+        to_json(recipe)
+    monkeypatch.setitem(QUANTIZERS, "halve", halve)
+    assert to_json(recipe)["quantizers"] == {"head/linear.x": "halve"}
+    assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_go_to_json_by_their_names(name):
+    recipe = Recipe("mine", products={"linear": PRODUCTS[name]})
+    assert to_json(recipe)["products"] == {"linear": name}
+    assert from_json(json.loads(json.dumps(to_json(recipe)))).products["linear"] is PRODUCTS[name]
+
+
 def with_field(**fields):
     return lambda: from_json(to_json(EVERYTHING) | fields)
 
@@ -59,6 +79,7 @@ def with_field(**fields):
 @pytest.mark.parametrize(("wrong", "message"), [
     (lambda: recipe_named("float16-mixd"), "unknown recipe 'float16-mixd': did you mean 'float16-mixed'?"),
     (lambda: recipe_named("Float32"), "unknown recipe 'Float32': did you mean 'float32'?"),
+    (lambda: recipe_named("APEX-o2"), "unknown recipe 'APEX-o2': did you mean 'apex-O2'?"),
     (with_field(optimiser_state="float16"), "unknown field of a recipe 'optimiser_state': did you mean 'optimizer_state'?"),
     (with_field(parameters="flaot16"), "unknown format 'flaot16': did you mean 'float16'?"),
     (with_field(cotangents="bfloat61"), "unknown format 'bfloat61': did you mean 'bfloat16'?"),
@@ -75,7 +96,7 @@ def with_field(**fields):
     (with_field(forward_rounding="nearest_evn"), "unknown rounding 'nearest_evn': did you mean 'nearest_even'?"),
     (with_field(loss_scaling={"intial": 8}), "unknown field of a loss scaling 'intial': did you mean 'initial'?"),
     (with_field(loss_scaling={"initial": 0}), "loss scale 0 is not a positive normal float32"),
-    (with_field(quantizers={"linear.weight": "int8"}), "unknown quantizers"),
+    (with_field(quantizers={"linear.weight": "int8"}), "unknown quantizer 'int8'"),
     (lambda: from_json({"casts": {}}), "a recipe needs a name"),
     (with_field(casts=["linear"]), "recipe everything: casts must be a table"),
     (lambda: Recipe("mine", casts={"*": "wide"}), "unknown cast 'wide': did you mean 'widest'?"),

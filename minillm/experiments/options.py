@@ -14,9 +14,9 @@ from minillm.errors import MiniLLMError, unknown
 from minillm.formats import FLOAT32
 from minillm.models.gpt import GPT, GPTShape
 from minillm.optim import SGD, AdamW
-from minillm.precision.loss_scaling import LossScaler
+from minillm.precision.loss_scaling import SCALERS, LossScaler
 from minillm.precision.recipe import Recipe
-from minillm.recipes import recipe_named
+from minillm.recipes import product_named, recipe_named
 from minillm.training.trainer import Objective, Schedule, Trainer
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -28,7 +28,9 @@ LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "step
 class TrainOptions:
     """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
-    `loss_scale`: "recipe", "dynamic" or a number (static); the fields after it settle the dynamic one. `eps` 0 means the recipe's.
+    `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
+    `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
+    dynamic one. `eps` 0 means the recipe's.
     """
 
     layers: int = 4
@@ -52,6 +54,7 @@ class TrainOptions:
     vocab: int = 512
     seed: int = 1337
     recipe: str = "float32"
+    products: str = "recipe"
     loss_scale: str = "recipe"
     growth_interval: int = 0
     scale_floor: float = 0.0
@@ -79,18 +82,21 @@ class TrainOptions:
         self.make_recipe()
 
     def make_recipe(self) -> Recipe:
-        """The preset, with the loss scaling and eps that were asked for."""
+        """The preset, with the products, the loss scaling and the eps that were asked for."""
         recipe = recipe_named(self.recipe)
         scaling = recipe.loss_scaling
         if self.loss_scale == "dynamic":
             scaling = dataclasses.replace(scaling, dynamic=True, initial=scaling.initial if scaling.dynamic else 65536.0)
+        elif self.loss_scale in SCALERS:
+            scaling = SCALERS[self.loss_scale]
         elif self.loss_scale != "recipe":
             scaling = dataclasses.replace(scaling, dynamic=False, initial=number(self.loss_scale))
         if self.growth_interval:
             scaling = dataclasses.replace(scaling, growth_interval=self.growth_interval)
         if self.scale_floor:
             scaling = dataclasses.replace(scaling, floor=self.scale_floor)
-        return dataclasses.replace(recipe, loss_scaling=scaling, eps=self.eps or recipe.eps)
+        products = recipe.products if self.products == "recipe" else {"*": product_named(self.products)}
+        return dataclasses.replace(recipe, products=products, loss_scaling=scaling, eps=self.eps or recipe.eps)
 
     def shape(self, vocabulary: int) -> GPTShape:
         return GPTShape(vocabulary, self.layers, self.heads, self.channels, self.context, self.bias, self.dropout)
@@ -118,7 +124,8 @@ def number(text: str) -> float:
     try:
         return 2.0 ** int(text[2:]) if text.startswith("2^") else float(text)
     except (ValueError, OverflowError) as error:
-        raise MiniLLMError(f"--loss-scale {text!r}: give recipe, dynamic, or a number such as 1024 or 2^-6") from error
+        raise MiniLLMError(f"--loss-scale {text!r}: give recipe, dynamic, a number such as 1024 or 2^-6, or one of "
+                           f"{', '.join(SCALERS)}") from error
 
 
 @dataclass(frozen=True)

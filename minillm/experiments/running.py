@@ -101,8 +101,13 @@ def show(bar, record: dict, shown: dict, run: Run) -> None:
     if bar.disable or record["step"] % 10:
         return
     loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
-    scale = {"scale": f"2^{math.log2(record['loss_scale']):g}"} if record["loss_scale"] != 1 else {}
+    scale = {} if record["loss_scale"] == 1 else {"scale": shown_scale(record["loss_scale"])}
     bar.set_postfix({"loss": loss, "tokens/s": f"{tokens_per_second(run):,.0f}", **scale, **shown}, refresh=False)
+
+
+def shown_scale(scale: float | None) -> str:
+    """A loss scale as a power of two; a scaler without guards may be at 0 or beyond all numbers."""
+    return f"2^{math.log2(scale):g}" if scale else "infinite" if scale is None else "0"
 
 
 def tokens_per_second(run: Run) -> float:

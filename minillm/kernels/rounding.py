@@ -1,4 +1,4 @@
-"""Whole arrays between formats: float32 to float16 and back, to the bfloat16 grid, and to any other grid in any rounding."""
+"""Whole arrays between formats: float32 to float16 and back, and to the grid of any other format in any rounding."""
 import numpy as np
 from numba import njit
 
@@ -9,15 +9,6 @@ from minillm.kernels.scalars import JIT, bits, bits_float, float_bits, load, sto
 def _copy(x, out):
     for i in range(x.size):
         store(out, i, load(x, i))
-
-
-@njit(**JIT)
-def _bfloat16(x, out):
-    for i in range(x.size):
-        b = float_bits(x[i])
-        nearest = np.int32((b + 0x7FFF + ((b >> 16) & 1)) & -0x10000)        # half an ulp, ties to even
-        quiet = np.int32((b | 0x400000) & -0x10000)
-        out[i] = bits_float(quiet if (b & 0x7FFFFFFF) > 0x7F800000 else nearest)
 
 
 def _each(kernel, x, dtype):
@@ -37,11 +28,6 @@ def to_float16(x: np.ndarray) -> np.ndarray:
 def to_float32(x: np.ndarray) -> np.ndarray:
     """float16 widened to float32: exact."""
     return _each(_copy, x, np.float32)
-
-
-def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """float32 rounded to the bfloat16 grid, nearest even, stored in float32."""
-    return _each(_bfloat16, x, np.float32)
 
 
 @njit(inline="always")
@@ -70,7 +56,8 @@ def _finished(result, pattern, stops, positive, negatives, nan, minus_zero):
 def _nearest(size, drop, tiny, evenly):
     """The pattern of the value nearest to a size, ties to even, were there no end to the exponents."""
     mask = np.int32(np.int32(np.int32(1) << drop) - 1)
-    normal = np.int32(np.int32(size + (mask >> 1) + (np.int32(size >> drop) & np.int32(drop > 0))) & ~mask)
+    odd = np.int32((np.int32(size >> drop) | np.int32(drop == 23)) & np.int32(drop > 0))       # the leading 1 alone is odd
+    normal = np.int32(np.int32(size + (mask >> 1) + odd) & ~mask)
     near = float_bits((bits_float(size) + evenly) - evenly)                  # below tiny: the adder itself rounds, ties to even
     return normal if size >= tiny else near
 
@@ -79,7 +66,7 @@ def _nearest(size, drop, tiny, evenly):
 def _nearest_even(x, out, mantissa, lowest, smallest, positive, negatives, nan, minus_zero, evenly, coarse, low_key, high_key):
     """Nearest even. Most arrays lie within the ends of their format: a block that does not is done again with care."""
     drop, tiny = np.int32(23 - mantissa), np.int32(lowest << 23)
-    inside = min(positive[0], negatives[0]) if minus_zero != 0 else np.int32(0)
+    inside = min(positive[0], negatives[0]) if minus_zero != 0 else np.int32(-1)              # else even zeros need care
     for start in range(0, x.size, 2048):
         block, rounded, most = x[start:start + 2048], out[start:start + 2048], np.int32(0)
         for i in range(block.size):
@@ -143,10 +130,9 @@ def to_grid(x: np.ndarray, format, mode: str, random: int, key: int) -> np.ndarr
     if not format.has_nan:
         nan = np.int32(0), pattern(0 if format.nan == "zero" else format.max)
     evenly = np.float32(2.0**23 * format.smallest)               # next to it, float32 values are `smallest` apart
-    x = np.ascontiguousarray(x)
-    out = np.empty(x.shape, np.float32)
-    lowest = np.int32(pattern(format.tiny) >> 23)
-    LOOPS[mode](x.ravel(), out.ravel(), np.int32(format.mantissa_bits), lowest, pattern(format.smallest), ends(format.max),
-                ends(-format.lowest), nan, np.int32(format.has_negative_zero), evenly, np.uint32(32 - random),
-                np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32))
-    return out
+    facts = (np.int32(format.mantissa_bits), np.int32(pattern(format.tiny) >> 23), pattern(format.smallest), ends(format.max),
+             ends(-format.lowest), nan, np.int32(format.has_negative_zero), evenly)
+    bits_drawn = np.uint32(32 - random), np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+    if mode == "stochastic":
+        x = np.ascontiguousarray(x).reshape(x.shape)                         # a value's bits come from its place in C's order
+    return _each(lambda values, out: LOOPS[mode](values, out, *facts, *bits_drawn), x, np.float32)

@@ -39,6 +39,12 @@ class Module:
             else:
                 yield prefix + key, self, key, value
 
+    @property
+    def place(self) -> str:
+        """Its scope in the whole model, "block0.mlp", read off a leaf's name; "" for the model itself."""
+        leaves = ((name, value.name) for name, _, _, value in self.walk() if isinstance(value, Tensor))
+        return next((full.removesuffix(name).rstrip(".") for name, full in leaves if f".{full}".endswith(f".{name}")), self.name)
+
     def parameters(self) -> list[Tensor]:
         """The leaves, named by their place: "block0.mlp.up.weight"."""
         found = [(name, value) for name, _, _, value in self.walk() if isinstance(value, Tensor)]

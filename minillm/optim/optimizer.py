@@ -111,16 +111,17 @@ class Optimizer:
 
     def write(self, name: str, p: Tensor, exact: np.ndarray) -> None:
         """Store a new weight; its compensation, if it has one, is what rounding takes from it now."""
-        p.data = self.rounded("weight", name, exact, p.format, "stochastic" if self.how == "stochastic" else "nearest_even")
+        how = "stochastic" if self.how == "stochastic" else "nearest_even"
+        p.data = self.rounded("weight", name, exact, p.format, how, p.data)
         if name in self.state.get("compensation", {}):
             lost = exact - widen(p.data, np.float32)             # exact: both have few digits more than their difference
             self.state["compensation"][name] = self.rounded("compensation", name, lost, p.format)
 
-    def rounded(self, slot, name, exact, format, rounding="nearest_even"):
-        """Through round_to, and shown to whoever watches as "update"."""
+    def rounded(self, slot, name, exact, format, rounding="nearest_even", before=None):
+        """Through round_to, and shown to whoever watches as "update"; with a weight, the array that it had before."""
         address = Address(name, slot, 0)
         key = Context(self.seed, step=self.attempt).key(address, "update") if rounding == "stochastic" else None
         rounded = round_to(exact, format, rounding, key)
         if watched():
-            tell("update", address, exact, rounded, format)
+            tell("update", address, exact, rounded, format, before=before)
         return rounded

@@ -126,18 +126,62 @@ def loss_scale_history(runs: Mapping[str, Mapping[str, Any]], path: PathLike) ->
         figure, (scale, rug) = style.figure(2, height=3.6 + rug_height, sharex=True, height_ratios=[3.2, rug_height])
         looks = style.looks(runs)
         handles = [_scale_stairs(scale, name, run, looks[name]) for name, run in runs.items()]
-        for row, (name, run) in enumerate(runs.items()):
-            rug.eventplot(run.get("skipped") or [], lineoffsets=row, linelengths=0.8, colors=looks[name].color)
-        rug.set(ylim=(max(len(runs), 1) - 0.4, -0.6), yticks=[], xlabel="optimizer attempt (step)", ylabel="skipped")
-        rug.grid(False, axis="y")
-        scale.set(title="Loss scale and skipped steps", ylabel="loss scale (a factor, no unit)")
-        style.power_ticks(scale.yaxis)
-        style.whole_ticks(rug.xaxis)
-        if not scale.lines:
-            style.say_empty(scale)
-            scale.set_yticks([])
+        _skipped_rug(rug, runs, looks)
+        _scale_axis(scale, "Loss scale and skipped steps")
         style.legend(figure, handles)
         return style.save(figure, path)
+
+
+def scaler_replays(runs: Mapping[str, Mapping[str, Any]], path: PathLike, title: str = "What each scaler would have done") -> Path:
+    """Draw what several scalers do with one trace: the loss scale, the headroom in bits below it, and the steps that are skipped.
+
+    runs: as for `loss_scale_history`, with "headroom": [bits], the number of doublings until the largest gradient overflows, and
+    "fate", a few words for the legend. A scale of 0 or infinity is None in "log2_scale": its line ends there with a cross.
+    """
+    with style.applied():
+        rug_height = max(0.7, 0.25 + 0.16 * len(runs))
+        figure, (scale, room, rug) = style.figure(3, height=5.2 + rug_height, sharex=True, height_ratios=[3, 1.8, rug_height])
+        looks = style.looks(runs)
+        handles = [_scale_stairs(scale, name, run, looks[name]) for name, run in runs.items()]
+        for name, run in runs.items():
+            if run.get("headroom"):
+                room.plot(*finite_points(run["steps"], run["headroom"]), drawstyle="steps-post", **looks[name].line)
+            _scale_end(scale, run, looks[name])
+        for axes, lowest, highest in ((scale, -165, 140), (room, -30, 60)):      # a 64-bit scale may go down to 2^-1074
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, lowest), min(high, highest))
+        room.axhline(0, color=style.GREY, linewidth=1, linestyle=":")
+        room.set_ylabel("headroom (bits)\nbelow 0: overflow")
+        _skipped_rug(rug, runs, looks)
+        _scale_axis(scale, style.shown(title))
+        style.legend(figure, handles)
+        return style.save(figure, path)
+
+
+def _scale_end(axes: Any, run: Mapping[str, Any], look: style.Look) -> None:
+    """A cross where a scale becomes 0 or infinite."""
+    scales = [None if value is None or not np.isfinite(value) else value for value in run.get("log2_scale") or ()]
+    last = next((i for i, value in enumerate(scales) if value is None), len(scales)) - 1
+    if 0 <= last < len(scales) - 1:
+        style.marks(axes, [run["steps"][last + 1]], [scales[last]], **style.cross(look.color))
+
+
+def _skipped_rug(axes: Any, runs: Mapping[str, Mapping[str, Any]], looks: Mapping[str, style.Look]) -> None:
+    """A tick for every skipped step, a row for each run."""
+    for row, (name, run) in enumerate(runs.items()):
+        axes.eventplot(run.get("skipped") or [], lineoffsets=row, linelengths=0.8, colors=looks[name].color)
+    axes.set(ylim=(max(len(runs), 1) - 0.4, -0.6), yticks=[], xlabel="optimizer attempt (step)", ylabel="skipped")
+    axes.grid(False, axis="y")
+    style.whole_ticks(axes.xaxis)
+
+
+def _scale_axis(axes: Any, title: str) -> None:
+    """Powers of two; where no scale was recorded, words in their place."""
+    axes.set(title=title, ylabel="loss scale (a factor, no unit)")
+    style.power_ticks(axes.yaxis)
+    if not axes.lines:
+        style.say_empty(axes)
+        axes.set_yticks([])
 
 
 def _scale_stairs(axes: Any, name: str, run: Mapping[str, Any], look: style.Look) -> Any:
@@ -145,4 +189,5 @@ def _scale_stairs(axes: Any, name: str, run: Mapping[str, Any], look: style.Look
     if steps.size:
         axes.plot(steps, scales, drawstyle="steps-post", **look.line, marker=look.marker if steps.size == 1 else "")
     count = f"{len(run.get('skipped') or ())} skipped" + ("" if steps.size else ", scale not recorded")
+    count += f", {run['fate']}" if run.get("fate") else ""
     return style.key(f"{style.shown(name, longest=60)}: {count}", **look.line)

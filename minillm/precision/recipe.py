@@ -16,6 +16,7 @@ from minillm.precision.master_weights import working_copy
 from minillm.rounding import ROUNDINGS
 
 CAST_WORDS = ("as is", "widest", "refuse")
+QUANTIZERS: dict[str, Callable] = {}       # what may stand in a recipe's `quantizers`, by its name in JSON
 
 
 @dataclass(frozen=True)

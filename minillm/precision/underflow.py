@@ -1,8 +1,8 @@
-"""What rounding does to a step's numbers: observers for `minillm.watch`.
+"""What rounding does to a step's numbers: observers for `minillm.watch`, and the microscope that sees every op.
 
-with watch(zeros := ZeroedCotangents()):
-training_step(...)
-print(zeros.share)
+with watch(microscope := Microscope(), model.blocks[2].mlp):
+    trainer.advance()
+for row in microscope.rows(): ...
 """
 from collections import Counter
 
@@ -11,6 +11,7 @@ import numpy as np
 from minillm.autograd.context import Address
 from minillm.autograd.watching import Event
 from minillm.formats import Format
+from minillm.precision.tally import Tally
 
 
 class ZeroedCotangents:
@@ -67,3 +68,30 @@ class FirstNotFinite:
             return "every value was finite"
         how = f"overflow in rounding to {self.format.name}" if self.by_rounding else "not finite as computed"
         return f"{self.phase} {self.address} ({how})"
+
+
+class Microscope:
+    """Counts, of every op and every leaf, what each of its roundings did: forward, backward, accumulate and update.
+
+    `step` is written into the rows; whoever watches several steps counts it up between them. Micro-batches of a step add up.
+    """
+
+    def __init__(self, step: int = 0):
+        self.step, self.tallies, self.first = step, {}, FirstNotFinite()
+
+    def __call__(self, event: Event) -> None:
+        at = self.step, event.phase, event.address, event.format
+        if at not in self.tallies:
+            self.tallies[at] = Tally(event.format)
+        self.tallies[at].add(event)
+        if self.first.phase is None and self.tallies[at].not_finite:
+            self.first(event)
+
+    def rows(self) -> list[dict]:
+        """Plain records in the order in which addresses were first seen: where, and what Tally.record says.
+
+        {"step", "phase", "scope", "op", "number", "format", "values", "zeroed", "subnormal", "saturated", "overflowed",
+        "infinite", "nan", "lost", "largest", "headroom", "error", "exponents"}. A leaf's gradient has its name as scope.
+        """
+        return [{"step": step, "phase": phase, "scope": address.scope, "op": address.op, "number": address.number, **tally.record()}
+                for (step, phase, address, _), tally in self.tallies.items()]

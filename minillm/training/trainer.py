@@ -56,7 +56,7 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
         losses.append(loss.item())
         found = backward(loss * (scale / len(batches)))          # divided before backward: a float16 sum would overflow
         accumulate(gradients, found, optimizer.parameters, ops.recipe.gradients)
-    norm = global_norm(gradients.values(), 1 / scale)            # pass 1: norm and finite check in one
+    norm = global_norm(gradients.values(), scaler.inverse)       # pass 1: norm and finite check in one
     finite = math.isfinite(norm)
     if finite:
         optimizer.step(gradients, lr, clip_factor(norm, clip) / scale, step)  # pass 2: unscale, clip and update in one
@@ -126,7 +126,7 @@ class Trainer:
         else:
             result = self.attempt(lr)
         record = {"step": self.step + 1, "loss": finite_or_none(result.loss), "lr": lr, "norm": finite_or_none(result.norm),
-                  "loss_scale": result.scale, "skipped": not result.finite}
+                  "loss_scale": finite_or_none(result.scale), "skipped": not result.finite}
         if zeros:
             record["zero_gradient_share"] = zeros.share
         if not result.finite:

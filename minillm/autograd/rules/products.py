@@ -100,7 +100,7 @@ def attention(xp, q, k, v, mask=None, *, heads, causal=True, products=FLOAT32_PR
     total = xp.where(total == 0, 1, total)
     # Two numbers a row are kept and no T x T matrix. Their log-sum-exp would be one, but its rounding shifts a whole row: gradients
     # of peaked attention were off by 1e-4 of their largest entry, with two numbers by 5e-6.
-    return merged(products.forward(xp, e / total, v, key)), {"top": top, "total": total}
+    return merged(products.forward(xp, e / total, v, key ^ 1)), {"top": top, "total": total}
 
 
 @attention.vjp
@@ -110,5 +110,5 @@ def _(xp, g, q, k, v, top, total, mask, *, heads, causal, products, key):
     dp = products.input_gradient(xp, g, turned(v), key)
     ds = p * (dp - (dp * p).sum(-1, keepdims=True, dtype=p.dtype)) * q.shape[-1] ** -0.5
     dk = products.weight_gradient(xp, turned(ds), q, key)
-    dv = turned(products.weight_gradient(xp, turned(g), p, key))
-    return merged(products.input_gradient(xp, ds, k, key)), merged(dk), merged(dv), None
+    dv = turned(products.weight_gradient(xp, turned(g), p, key ^ 1))
+    return merged(products.input_gradient(xp, ds, k, key ^ 1)), merged(dk), merged(dv), None
