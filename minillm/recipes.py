@@ -23,6 +23,11 @@ def mixed(low: Format, name: str, **more) -> Recipe:
     return Recipe(name, casts=casts, results={"embedding": low}, **more)
 
 
+def pure(low: Format, name: str, **more) -> Recipe:
+    """The same without master weights: parameters, gradients and moments in `low`, too; only the loss stays float32."""
+    return mixed(low, name, parameters=low, optimizer_state=low, gradients=low, **more)
+
+
 PRESETS = {recipe.name: recipe for recipe in (
     Recipe("float32", about="everything in float32"),
     Recipe("float32-scaled", loss_scaling=SCALERS["keras"],
@@ -37,17 +42,17 @@ PRESETS = {recipe.name: recipe for recipe in (
     mixed(BFLOAT16, "bfloat16-mixed",
           about="bfloat16 weights and activations (simulated), float32 master weights; needs no loss scale"),
     *PUBLISHED,
-    *(mixed(BFLOAT16, f"bfloat16-{name}", parameters=BFLOAT16, optimizer_state=BFLOAT16, gradients=BFLOAT16, update=update,
-            about=f"bfloat16 weights, activations, gradients and moments (simulated), no master copy; {how}")
-      for name, update, how in (("pure", "nearest_even", "updates rounded to nearest"),
-                                ("stochastic", "stochastic", "updates rounded stochastically"),
-                                ("kahan", "kahan", "what rounding takes from a weight is kept beside it in bfloat16"))),
-    *(mixed(FLOAT16, f"float16-{update}", parameters=FLOAT16, loss_scaling=DYNAMIC, update=update,
-            about=f"float16-no-master, but {how}")
-      for update, how in (("stochastic", "updates are rounded stochastically"),
-                          ("kahan", "what rounding takes from a weight is kept beside it in float16"))),
-    *(Recipe(f"float32-adam8-{name}", optimizer_state=state, about=f"float32, but Adam's moments in eight bits, {name} map")
-      for name, state in (("dynamic", DYNAMIC8), ("linear", LINEAR8))),
+    pure(BFLOAT16, "bfloat16-pure",
+         about="bfloat16 weights, activations, gradients, moments (simulated), no master copy: updates are rounded to nearest"),
+    pure(BFLOAT16, "bfloat16-stochastic", update="stochastic", about="bfloat16-pure, but updates are rounded stochastically"),
+    pure(BFLOAT16, "bfloat16-kahan", update="kahan",
+         about="bfloat16-pure, but what rounding takes from a weight is kept beside it in bfloat16, and added back"),
+    mixed(FLOAT16, "float16-stochastic", parameters=FLOAT16, loss_scaling=DYNAMIC, update="stochastic",
+          about="float16-no-master, but updates are rounded stochastically"),
+    mixed(FLOAT16, "float16-kahan", parameters=FLOAT16, loss_scaling=DYNAMIC, update="kahan",
+          about="float16-no-master, but what rounding takes from a weight is kept beside it in float16, and added back"),
+    Recipe("float32-adam8-dynamic", optimizer_state=DYNAMIC8, about="float32, but Adam's moments in eight bits, dynamic map"),
+    Recipe("float32-adam8-linear", optimizer_state=LINEAR8, about="float32, but Adam's moments in eight bits, linear map"),
 )}
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_gpt import batch, make, objective_of, recipe_of
 
@@ -39,9 +39,11 @@ def wide(array):
 
 @every_format
 @given(st.floats(-20, 0))
+@example(-11.375)
 def test_the_share_of_lost_updates_is_the_closed_form(format, log2_ratio):
-    # every weight of the binade is asked, so that the count is off by the one weight in which the share ends
-    assert abs(measured_lost_share(log2_ratio, format) - lost_share(log2_ratio, format)) <= format.eps
+    # every weight of the binade is asked, so that the count is off by the one in which the share ends; float32's own rounding of
+    # the sum, 2^-24, moves that place by 2^-24 / r, a quarter of a weight at most where float16's share ends
+    assert abs(measured_lost_share(log2_ratio, format) - lost_share(log2_ratio, format)) <= 1.25 * format.eps
 
 
 @every_format
@@ -78,7 +80,7 @@ def test_the_optimizer_loses_what_the_closed_form_says(format):
         w, optimizer = plain_sgd(weights, format, "nearest_even")
         optimizer.step({"w": -weights * np.float32(2.0**log2_ratio)}, 1.0)
         lost = np.mean(widen(w.data, np.float32) == weights)
-        assert abs(lost - lost_share(log2_ratio, format)) <= format.eps
+        assert abs(lost - lost_share(log2_ratio, format)) <= 1.25 * format.eps
 
 
 # --- stochastic

@@ -22,7 +22,7 @@ def dynamic_values(signed: bool) -> list[float]:
     """Seven decades, each cut into twice as many parts as the one below it; the values are the middles of the parts, 0, and 1.
 
     Decade i, from 10^(i-7) to 10^(i-6), has 2^i parts for each sign, or 2^(i+1) without one. So the smallest value is 5.5e-7
-    (3.25e-7 without a sign), and entries near the largest magnitude are told apart by 0.7 % of it (0.35 %).
+    (3.25e-7 without a sign), and those of the highest decade are 1.4 % of the largest magnitude apart (0.7 %).
     """
     middles = []
     for i in range(7):
