@@ -62,7 +62,7 @@ class Format:
             raise unknown("overflow", self.overflow, OVERFLOWS)
         if self.overflow not in {"ieee": OVERFLOWS, "none": ("saturate",)}.get(self.specials, ("nan", "saturate")):
             raise MiniLLMError(f"format {self.name} has no {self.overflow} for an overflow to become: let it saturate")
-        if not (isinstance(self.storage, type) and issubclass(self.storage, np.floating) and self.storage is not np.longdouble):
+        if not (isinstance(self.storage, type) and issubclass(self.storage, np.floating) and np.dtype(self.storage).itemsize <= 8):
             raise MiniLLMError(f"format {self.name} is stored in {self.storage}: take np.float32, or another floating type")
         holds = np.finfo(self.storage)
         whole = all(isinstance(n, int) for n in (self.exponent_bits, self.mantissa_bits, self.bias))
