@@ -141,7 +141,7 @@ def test_a_text_of_one_letter_is_a_text(say, here):
     (["train", "--lay", "3"], "unknown option '--lay'"), (["train", "text.txt"], "unknown option 'text.txt'"),
     (["evaluate"], "the following arguments are required: RUN"), (["evaluate", "a", "b"], "unknown option 'b'"),
     (["train", "--recipe", "flaot32"], ("unknown recipe 'flaot32'", "did you mean 'float32'?")),
-    (["train", "--recipe", "fp16"], ("unknown recipe 'fp16'", "float16-mixed")),
+    (["train", "--recipe", "fp16"], "unknown recipe 'fp16': did you mean 'float16'?"),
     (["compare", "--recipes", "float32,bfloat-mixed"], ("'bfloat-mixed'", "did you mean 'bfloat16-mixed'?")),
     (["compare", "--recipes", ","], "--recipes is ''"), (["compare", "--recipes", "float32,float32"], "each once"),
     (["train", "--corpus", "pydocs"], ("unknown corpus 'pydocs'", "did you mean 'pydoc'?")),

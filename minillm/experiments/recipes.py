@@ -90,7 +90,13 @@ def scale_text(how: LossScaling) -> str:
     if not how.dynamic:
         return power(how.initial) if how.initial != 1 else "none"
     return (f"dynamic from {power(how.initial)}: x{how.growth:g} after {how.growth_interval} clean steps, "
-            f"x{how.backoff:g} after an overflow, not below {power(how.floor)}")
+            f"x{how.backoff:g} after an overflow, {ends(how)}")
+
+
+def ends(how: LossScaling) -> str:
+    """Between which scales a dynamic one moves."""
+    below = "no floor" if how.floor is None else f"not below {power(how.floor)}"
+    return below if how.ceiling is None else f"{below}, not above {power(how.ceiling)}"
 
 
 def power(value: float) -> str:

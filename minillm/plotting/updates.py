@@ -76,7 +76,7 @@ def eight_bit_maps(records: Mapping[str, Mapping[str, Any]], path: PathLike, mag
             text = "" if zero is None else f": {percent(zero)} become zero"
             handles.append(style.key(f"{style.shown(name, longest=60)}{text}", **looks[name].line))
         axes.set(xscale="log", ylabel="largest relative error (%)", ylim=(0, 108), title="What eight bits make of a second moment")
-        sizes = np.array(magnitudes, float)
+        sizes = np.array(magnitudes, np.float32)
         sizes = sizes[sizes > 0]
         if sizes.size:
             bins = 10.0 ** np.arange(np.floor(np.log10(sizes.min())), 0.01, 0.25)
