@@ -393,7 +393,7 @@ def test_a_gradient_of_another_shape_is_refused(monkeypatch):
 # the machine code and its home
 
 ROOMS = sorted(p.stem for p in Path(room.__file__).parent.glob("*.py") if p.stem != "__init__")
-IN_DOUBLE = {"accumulation", "watching"}     # emulated accumulators add in float64 and round once; the microscope sums squared errors
+IN_DOUBLE = {"accumulation", "watching"}     # emulated accumulators add in float64; the microscope sums squared errors
 DOUBLE = re.compile(r"= f(?:add|sub|mul|div|rem|neg|cmp)\b.*\bdouble\b|\bcall\b[^@]*\bdouble\b[^@]*@(?!PyFloat_)|@llvm\.[^(]*f64")
 
 
