@@ -97,7 +97,7 @@ def describe_format(result: dict) -> str:
 
 def describe_value(result: dict) -> str:
     f = result["fields"]
-    head = [["value", f"{float(result['value']):.17g}"], ["kept", f"{float(result['kept']):.17g}"],
+    head = [["value", repr(float(result["value"]))], ["kept", repr(float(result["kept"]))],
             ["bits", " ".join(part for part in f.values() if part) + f"   (sign {f['sign'] or 'none'}, exponent "
              f"{f['exponent'] or 'none'}, mantissa {f['mantissa'] or 'none'}; 0x{result['code']:x})"]]
     if result["relative_error"] is not None:
