@@ -47,7 +47,7 @@ def descents(records: Mapping[str, Curve], path: PathLike,
         for name, record in records.items():
             steps, loss = finite_points(record.get("steps"), record.get("loss"))
             axes.plot(steps[loss > 0], loss[loss > 0], **looks[name].line)
-            end = f"{float(np.mean(loss[-20:])):.2g} at the end" if loss.size else "no values"
+            end = f"{float(np.mean(loss[-max(1, loss.size // 20):])):.2g} at the end" if loss.size else "no values"
             handles.append(style.key(f"{style.shown(name, longest=60)}: {end}", **looks[name].line))
         axes.set_xlabel("step")
         axes.set_ylabel("mean squared error (log scale)")
