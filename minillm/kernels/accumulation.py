@@ -59,7 +59,7 @@ def to_nearest(x, grid):
     return (x + shift) - shift
 
 
-@njit(inline="always")
+@njit(**JIT)
 def to_any(x, mode, random, grid):
     """Any mode, any format with a sign and a zero; `random` in (0, 1] is what a stochastic mode draws. Zero loses its sign."""
     tiny, smallest, eps, cap = grid[0], grid[1], grid[2], grid[3]
@@ -88,7 +88,7 @@ def to_any(x, mode, random, grid):
     return grid[10] if x != x else -result if negative else result
 
 
-@njit(inline="always")
+@njit(**JIT)
 def draw(index, key, grid):
     """The number in (0, 1] that part of the way up must reach: random bits and one more, in 2^-n."""
     bits = random_bits(index, np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32)))
