@@ -106,7 +106,7 @@ def test_help_is_there(capsys):
 @pytest.fixture
 def small(monkeypatch):
     """The measurement with few numbers."""
-    monkeypatch.setitem(BENCHES, "cast", lambda quiet: cast_module.cast(64, 2, quiet))
+    monkeypatch.setitem(BENCHES, "cast", lambda quiet: cast_module.cast(64, 2, quiet, size=8))
 
 
 def test_the_bench_has_a_row_for_every_format_on_both_kinds_of_data(small, say):
@@ -120,6 +120,8 @@ def test_the_bench_has_a_row_for_every_format_on_both_kinds_of_data(small, say):
         assert (row["peer"] is None) == (row["peer_ns"] is None) == (row["ratio"] is None)
         assert row["peer"] is None or abs(row["ratio"] - row["peer_ns"] / row["ns"]) < 1e-9
     assert {r["format"] for r in answer["rows"] if r["peer"] == "ml_dtypes"} == set(cast_module.PEERS)
+    assert [r["accumulator"] for r in answer["products"]] == list(cast_module.ACCUMULATORS)
+    assert all(r["ms"] > 0 and abs(r["ratio"] - r["peer_ms"] / r["ms"]) < 1e-9 for r in answer["products"])
 
 
 def test_the_bench_as_a_table(small, say):
@@ -127,7 +129,7 @@ def test_the_bench_as_a_table(small, say):
     assert code == 0
     state = "on" if kernels.enabled() else "off"
     assert f"64 float32 values, nearest even, median of 2; kernels {state}; ml_dtypes" in out
-    assert out.count("float8_e4m3 ") == 2
+    assert out.partition("accumulator")[0].count("float8_e4m3 ") == 2
 
 
 def test_without_ml_dtypes_the_bench_says_so(small, say, monkeypatch):
@@ -156,4 +158,5 @@ def test_peers_are_measured_on_the_same_numbers():
     small = np.abs(kinds["float16 subnormals"])
     assert small.max() < 2**-14
     assert (small > 2**-16).mean() > 0.5
-    assert bench.describe(cast_module.cast(8, 1, True)).count("\n") == 2 * len(FORMATS) + 1
+    text = bench.describe(cast_module.cast(8, 1, True, size=4))
+    assert text.count("\n") == 2 * len(FORMATS) + len(cast_module.ACCUMULATORS) + 6

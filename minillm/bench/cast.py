@@ -1,4 +1,4 @@
-"""How long round_to takes for every format, next to ml_dtypes in the same run where that is installed."""
+"""How long rounding takes, next to peers in the same run: round_to for every format, products that round after every addition."""
 import statistics
 import time
 from collections.abc import Callable
@@ -8,7 +8,10 @@ from tqdm import tqdm
 
 from minillm import kernels
 from minillm.formats import FLOAT16, FLOAT32, FORMATS, Format
+from minillm.precision.accumulation import matmul
 from minillm.rounding import round_to
+
+ACCUMULATORS = ("float16", "float16/chunked_64", "float16/toward_zero", "bfloat16", "float8_e4m3", "bfloat16/kahan")
 
 try:
     import ml_dtypes  # a peer, not needed to run
@@ -50,8 +53,11 @@ def medians(calls: list[Callable], repeats: int) -> list[float]:
     return [statistics.median(kept) for kept in times]
 
 
-def cast(count: int = 2**18, repeats: int = 15, quiet: bool = False) -> dict:
-    """Time round_to, nearest even, for every format on both kinds of numbers; nanoseconds a value, and the ratio to the peer."""
+def cast(count: int = 2**18, repeats: int = 15, quiet: bool = False, size: int = 256) -> dict:
+    """Time round_to, nearest even, for every format on both kinds of numbers; nanoseconds a value, and the ratio to the peer.
+
+    Then a product of two float16 matrices of size x size in some accumulators, next to NumPy's float16 product; milliseconds.
+    """
     rows = []
     formats = [f for f in FORMATS.values() if f is not FLOAT32]
     with np.errstate(all="ignore"):
@@ -59,7 +65,15 @@ def cast(count: int = 2**18, repeats: int = 15, quiet: bool = False) -> dict:
             for format in tqdm(formats, kind, disable=quiet, leave=False):
                 rows.append({"data": kind, "format": format.name} | one_cast(x, format, repeats))
     return {"bench": "cast", "values": count, "repeats": repeats, "kernels": kernels.enabled(),
-            "ml_dtypes": ml_dtypes and ml_dtypes.__version__, "rows": rows}
+            "ml_dtypes": ml_dtypes and ml_dtypes.__version__, "rows": rows, "size": size,
+            "products": [one_product(name, size, repeats) for name in tqdm(ACCUMULATORS, "products", disable=quiet, leave=False)]}
+
+
+def one_product(accumulator: str, size: int, repeats: int) -> dict:
+    """One accumulator. NumPy's float16 product has none to choose: it is float32."""
+    a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32).astype(np.float16)          # (M,K), (K,N) f16
+    ours, peer = medians([lambda: matmul(a, b, accumulator), lambda: a @ b], max(1, repeats // 3))
+    return {"accumulator": accumulator, "ms": ours * 1e3, "peer": "numpy", "peer_ms": peer * 1e3, "ratio": peer / ours}
 
 
 def one_cast(x: np.ndarray, format: Format, repeats: int) -> dict:

@@ -24,4 +24,8 @@ def describe(result: dict) -> str:
         "ml_dtypes is not installed, so most formats have no peer here: pip install ml_dtypes"
     how = f"{result['values']:,} float32 values, nearest even, median of {result['repeats']}; kernels " + \
         ("on" if result["kernels"] else "off")
-    return "\n".join([table(["data", "format", "ns/value", "peer", "ns/value", "times"], rows), "", f"{how}; {against}"])
+    products = [[r["accumulator"], number(r["ms"], 2), r["peer"], number(r["peer_ms"], 2), number(r["ratio"], 1)]
+                for r in result["products"]]
+    return "\n".join([table(["data", "format", "ns/value", "peer", "ns/value", "times"], rows), "", f"{how}; {against}", "",
+                      table(["accumulator", "ms", "peer", "ms", "times"], products), "",
+                      f"float16 matrices of {result['size']} x {result['size']}; NumPy's float16 product accumulates in float32"])
