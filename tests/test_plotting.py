@@ -432,7 +432,7 @@ def test_lost_updates_are_percent_and_the_counted_ones_markers(tmp_path, figures
 
 def test_what_becomes_zero_and_where_a_descent_ends_stands_in_the_legend(tmp_path, figures):
     updates.eight_bit_maps({"linear": STORED, "dynamic": STORED | {"zero": 0.004}}, tmp_path / "a.png", [0.5, 0.1, 1.0])
-    updates.descents({"a": {"steps": range(1, 41), "loss": [9.0] * 38 + [3.0, 5.0]}}, tmp_path / "b.png")        # its last twentieth
+    updates.descents({"a": {"steps": range(1, 41), "loss": [9.0] * 38 + [3.0, 5.0]}}, tmp_path / "b.png")
     assert legend_of(figures[0]) == ["linear: 27.0 % become zero", "dynamic: 0.4 % become zero"]
     assert sum(figures[0].axes[1].patches[0].get_data().values) == pytest.approx(100)
     assert legend_of(figures[1]) == ["a: 4 at the end"]
