@@ -202,7 +202,7 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("value", nargs="?", metavar="VALUE", help="a number such as 0.1, 2^-24, 0x1.8p3, inf or nan")
         parser._negative_number_matcher = re.compile(r"-[\d.in]")               # -2^-3 and -inf are values, not options
     if name == "bench":
-        parser.add_argument("what", metavar="NAME", help="cast: rounding into every format")
+        parser.add_argument("what", metavar="NAME", help="cast: rounding into every format, and after every addition of a product")
     if name == "sample":
         parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default a line's end)")
         for option, kind, default, about in (

@@ -38,9 +38,9 @@ class Format:
     mantissa_bits: int
     storage: type = np.float32
     compute: type = np.float32
-    bias: int = None
+    bias: int | None = None
     specials: str = "ieee"
-    overflow: str = None
+    overflow: str | None = None
     nan: str = "largest"
     subnormals: bool = True
     signed: bool = True
@@ -126,6 +126,12 @@ class Format:
         if not self.signed:
             return 0.0 if self.zero else self.smallest
         return -self.tiny if self.integer and self.specials == "none" else -self.max
+
+    def ends(self, negative: bool = False) -> tuple[float, float, float]:
+        """Sizes on one side of 0: the largest, what lies beyond it becomes, what an infinity becomes."""
+        largest = -self.lowest if negative else self.max
+        beyond = {"infinity": math.inf, "nan": math.nan, "saturate": largest}[self.overflow]
+        return largest, beyond, math.inf if self.specials == "ieee" else beyond
 
     @cached_property
     def tiny(self) -> float:

@@ -1,4 +1,5 @@
 """What all tests share: Hypothesis draws the same examples on every run, and exhaustive tests run on request only."""
+import os
 import signal
 
 import pytest
@@ -9,6 +10,10 @@ settings.load_profile("minillm")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:          # as a shell leaves it for what it starts in the background:
     signal.signal(signal.SIGINT, signal.default_int_handler)   # the programs that the tests interrupt would inherit it
+
+
+for variable in ("CI", "BUILD_NUMBER"):                        # where one is set, pytest explains a comparison that fails in full:
+    os.environ.pop(variable, None)                             # minutes for two models' bits, and planted bugs make hundreds fail
 
 
 def pytest_collection_modifyitems(config, items):

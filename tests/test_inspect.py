@@ -14,8 +14,9 @@ from tiny_run import contents, write_text
 from minillm import cli
 from minillm.autograd.watching import watch
 from minillm.experiments import inspect as module
-from minillm.experiments.inspect import attempt, by_layer, float32_twin, inspect, loaded, watched_steps
+from minillm.experiments.inspect import attempt, by_layer, float32_twin, inspect, watched_steps
 from minillm.experiments.run_folder import RunFolder
+from minillm.experiments.running import load_run
 from minillm.formats import BFLOAT16, FLOAT4_E2M1, FLOAT16, FLOAT32
 from minillm.plotting.microscope import inspection
 from minillm.training.checkpoint import read_state
@@ -84,8 +85,7 @@ def test_json_has_what_the_docstring_promises(runs, capfd, tmp_path, undrawn):
 def test_it_watches_the_very_step_that_the_run_would_make_next(runs):
     folder = RunFolder(runs / "good")
     options, recipe = folder.read_config()
-    state = read_state(folder.state)
-    seen, alone = (loaded(folder, options, folder.read_data(options), recipe, *state) for _ in range(2))
+    seen, alone = (load_run(folder, options, folder.read_data(options), recipe) for _ in range(2))
     watched_steps(seen, 2)
     for _ in range(2):
         alone.trainer.advance()
@@ -96,8 +96,8 @@ def test_it_watches_the_very_step_that_the_run_would_make_next(runs):
 def test_what_if_is_seen_in_float32_with_the_runs_weights(runs):
     folder = RunFolder(runs / "pure")
     options, recipe = folder.read_config()
-    arrays, facts = read_state(folder.state)
-    twin = float32_twin(loaded(folder, options, folder.read_data(options), recipe, arrays, facts))
+    arrays, _ = read_state(folder.state)
+    twin = float32_twin(load_run(folder, options, folder.read_data(options), recipe))
     formats = set()
     for p in twin.model.parameters():
         assert np.array_equal(p.data, arrays[f"model/{p.name}"].astype(np.float32))

@@ -7,20 +7,18 @@ import numpy as np
 
 from minillm.autograd.watching import watch
 from minillm.errors import MiniLLMError
-from minillm.experiments.options import Data, TrainOptions, check_range
+from minillm.experiments.options import check_range
 from minillm.experiments.run_folder import RunFolder
-from minillm.experiments.running import Run, new_run
+from minillm.experiments.running import Run, load_run, new_run
 from minillm.experiments.tables import table
 from minillm.files import check_folder
 from minillm.formats import format_named
 from minillm.plotting.microscope import inspection
 from minillm.plotting.records import percent
-from minillm.precision.recipe import Recipe
 from minillm.precision.underflow import Microscope
 from minillm.precision.what_if import FORMATS_ASKED, WhatIf
 from minillm.recipes import recipe_named
 from minillm.rounding import widen
-from minillm.training.checkpoint import load_model, load_trainer, read_state
 from minillm.training.metrics import read_metrics
 
 FATES = ("zeroed", "subnormal", "saturated", "overflowed", "lost")
@@ -46,7 +44,7 @@ def inspect(path: str | Path, format: str | None = None, steps: int = 1, out: st
                if r.get("first_not_finite")]
     check_checkpoint(folder, history)
     check_folder(out or path)
-    run = loaded(folder, options, folder.read_data(options), recipe, *read_state(folder.state))
+    run = load_run(folder, options, folder.read_data(options), recipe)
     with watch(what_if):
         attempt(float32_twin(run))
     rows, made = watched_steps(run, steps)
@@ -73,14 +71,6 @@ def diverged_at(folder: RunFolder) -> int | None:
     last = next(reversed(read_metrics(folder.metrics)), {})
     failed = last.get("first_not_finite") or ("val_loss" in last and last["val_loss"] is None)
     return last["step"] if failed else None
-
-
-def loaded(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe, arrays: dict, facts: dict) -> Run:
-    """The run as its checkpoint left it."""
-    run = new_run(options, data, recipe)
-    load_model(folder.state, run.model, arrays, facts)
-    load_trainer(run.trainer, arrays, facts)
-    return run
 
 
 def float32_twin(run: Run) -> Run:

@@ -11,9 +11,11 @@ from minillm import kernels
 from minillm.autograd.watching import watch
 from minillm.conversion.rounding import round_to_int8
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
+from minillm.experiments.run_folder import RunFolder
 from minillm.models.gpt import GPT
 from minillm.precision.recipe import Recipe
 from minillm.precision.underflow import ExponentHistogram, FirstNotFinite
+from minillm.training.checkpoint import load_model, load_trainer, read_state
 from minillm.training.evaluation import validation_loss
 from minillm.training.memory import measure
 from minillm.training.metrics import mean_zero_share
@@ -38,6 +40,15 @@ def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None) -> 
     """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name."""
     model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe())
     return Run(options, data, model, make_trainer(options, data, model))
+
+
+def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe) -> Run:
+    """The run as its checkpoint left it."""
+    arrays, facts = read_state(folder.state)
+    run = new_run(options, data, recipe)
+    load_model(folder.state, run.model, arrays, facts)
+    load_trainer(run.trainer, arrays, facts)
+    return run
 
 
 def announce_compiling(quiet: bool) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions, default_out, load_data
 from minillm.experiments.run_folder import RunFolder
-from minillm.experiments.running import Run, follow, new_run, tokens_per_second
+from minillm.experiments.running import Run, follow, load_run, new_run, tokens_per_second
 from minillm.files import write_whole
 from minillm.plotting.training import loss_curves
-from minillm.training.checkpoint import load_model, load_trainer, read_state, save_state
+from minillm.training.checkpoint import save_state
 from minillm.training.metrics import MetricsLog, curves, read_metrics
 
 GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
@@ -47,10 +47,7 @@ def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:
     if options.make_recipe() != recipe:
         raise MiniLLMError(f"the recipe in {folder.config} is not the preset {options.recipe} of this version: start a new run")
     data = folder.read_data(options)
-    arrays, facts = read_state(folder.state)
-    run = new_run(options, data)
-    load_model(folder.state, run.model, arrays, facts)
-    load_trainer(run.trainer, arrays, facts)
+    run = load_run(folder, options, data, recipe)
     if options.steps < run.trainer.step:
         raise MiniLLMError(f"{path} has made {run.trainer.step} steps already: give --steps more than that")
     folder.write_config(options, recipe, data)
@@ -87,7 +84,7 @@ def carry_out(run: Run, folder: RunFolder, quiet: bool) -> dict:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C is read between steps: the first one sets what this yields, a second one ends the program at once.
 
-    A program that a shell started in the background ignores Ctrl-C, and goes on to.
+    A program that was started with Ctrl-C ignored, as shells start what runs in the background, keeps ignoring it.
     """
     pressed = threading.Event()
 

@@ -259,13 +259,9 @@ LOOPS |= {(order, BOUNDED, False): ORDERS[order](BOUNDED, False) for order in ("
 
 def grid_of(format, random: int) -> tuple:
     """What the loops need to know of a format, and of a stochastic mode with so many random bits."""
-    def ends(largest):
-        end = {"infinity": np.inf, "nan": np.nan, "saturate": largest}[format.overflow]
-        return float(largest), float(end), np.inf if format.specials == "ieee" else float(end)
-
     nan = np.nan if format.has_nan else 0.0 if format.nan == "zero" else format.max
     eps, cap = 2.0**-format.mantissa_bits, 2.0 ** (np.frexp(format.max)[1] + 1)      # beyond the cap all is overflow
-    return (format.tiny, format.smallest, eps, cap, *ends(format.max), *ends(-format.lowest), nan, 1.5 * 2.0**52 * eps,
+    return (format.tiny, format.smallest, eps, cap, *format.ends(), *format.ends(negative=True), nan, 1.5 * 2.0**52 * eps,
             2.0**-random, float(32 - random))
 
 

@@ -137,16 +137,15 @@ def to_grid(x: np.ndarray, format, mode: str, random: int, key: int) -> np.ndarr
     def pattern(value):
         return np.float32(value).view(np.int32)
 
-    def ends(largest):
-        end = {"infinity": np.inf, "nan": np.nan, "saturate": largest}[format.overflow]
-        return pattern(largest), pattern(end), pattern(np.inf if format.specials == "ieee" else end)
+    def ends(negative):
+        return tuple(map(pattern, format.ends(negative)))
 
     nan = np.int32(-1 << 23 - max(format.mantissa_bits, 1)), np.int32(0)                      # its upper digits stay
     if not format.has_nan:
         nan = np.int32(0), pattern(0 if format.nan == "zero" else format.max)
     evenly = np.float32(2.0**23 * format.smallest)               # next to it, float32 values are `smallest` apart
-    facts = (np.int32(format.mantissa_bits), np.int32(pattern(format.tiny) >> 23), pattern(format.smallest), ends(format.max),
-             ends(-format.lowest), nan, np.int32(format.has_negative_zero), evenly)
+    facts = (np.int32(format.mantissa_bits), np.int32(pattern(format.tiny) >> 23), pattern(format.smallest), ends(False),
+             ends(True), nan, np.int32(format.has_negative_zero), evenly)
     bits_drawn = np.uint32(32 - random), np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
     if mode == "stochastic":
         x = np.ascontiguousarray(x).reshape(x.shape)                         # a value's bits come from its place in C's order

@@ -7,7 +7,7 @@ halves in a float16 accumulator, to nearest even, this never differs: their prod
 hold adds less than 2^-30 of it to a half, which is 2^-13 of itself or more away from any tie. There the kernels leave it out.
 
 A sum begins at +0, a zero result is +0, and whatever is not a number is one NaN. Arrays here are the specification, a loop over k
-with `round_to`; kernels/accumulation.py gives the same bits, a hundred times faster.
+with `round_to`; kernels/accumulation.py gives the same bits, and much faster.
 """
 import functools
 import math

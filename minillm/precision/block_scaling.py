@@ -7,11 +7,11 @@ import functools
 import math
 
 from minillm.autograd.rules.products import PRODUCTS, Products
-from minillm.formats import FLOAT8_E4M3, Format
+from minillm.formats import E8M0, FLOAT8_E4M3, Format
 from minillm.rounding import round_to
 
 BLOCK = 32
-LARGEST_EXPONENT = 127             # of a scale, E8M0: 2^-127 ... 2^127 and NaN
+LARGEST_EXPONENT = E8M0.bias       # of a scale: 2^-127 ... 2^127 and NaN
 
 
 def exponents(xp, amax, format: Format, up: bool):

@@ -19,6 +19,7 @@ from minillm.autograd.watching import Event
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT16, FLOAT32, Format
 from minillm.precision.loss_scaling import LossScaler, LossScaling
+from minillm.precision.tally import exponent_counts, first_beyond
 
 
 @dataclass
@@ -36,9 +37,8 @@ class Sizes:
         largest = float(np.abs(scaled).max()) / scale                          # NaN, if any is
         exceeds = largest > self.largest or math.isnan(largest) > math.isnan(self.largest)
         self.largest = largest if exceeds else self.largest
-        values = scaled[np.isfinite(scaled) & (scaled != 0)]
-        found, counts = np.unique(np.frexp(values)[1] - math.frexp(scale)[1], return_counts=True)
-        self.exponents.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        shift = math.frexp(scale)[1] - 1
+        self.exponents.update({exponent - shift: count for exponent, count in exponent_counts(scaled).items()})
         return exceeds
 
 
@@ -87,7 +87,7 @@ def overflow_limit(format: Format) -> float:
     """The smallest value that rounds to infinity: half an ulp beyond the largest, 65520 in float16."""
     if format.overflow != "infinity":
         raise MiniLLMError(f"in {format.name} an overflow becomes no infinity that a scaler could notice: take float16")
-    return format.max + format.ulp(format.max) / 2
+    return first_beyond(format)
 
 
 def underflow_share(exponents: Mapping[int, int], scale: float, format: Format = FLOAT16) -> float:

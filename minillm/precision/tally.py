@@ -25,6 +25,13 @@ def first_beyond(format: Format) -> float:
     return tie if odd else math.nextafter(tie, math.inf)
 
 
+def exponent_counts(x: np.ndarray) -> dict[int, int]:
+    """How many values have which exponent, floor(log2 |x|), read from the bits; zeros and what is not finite are left out."""
+    exponents = np.frexp(x[np.isfinite(x) & (x != 0)])[1] - 1        # frexp gives 0.5 <= m < 1
+    found, counts = np.unique(exponents, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
 def pattern_from(size: float) -> int:
     """The bits of the least float32 that is at least `size`; those of infinity where there is none."""
     if size > FLOAT32.max:

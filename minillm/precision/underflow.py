@@ -11,7 +11,7 @@ import numpy as np
 from minillm.autograd.context import Address
 from minillm.autograd.watching import Event
 from minillm.formats import Format
-from minillm.precision.tally import Tally
+from minillm.precision.tally import Tally, exponent_counts
 
 
 class ZeroedCotangents:
@@ -37,15 +37,12 @@ class ExponentHistogram:
     Exponents are read from the bits: floor(log2(x)) in floating point is wrong just below most powers of two.
     """
 
-    def __init__(self, loss_scale: float = 1.0):
-        self.counts, self.loss_scale = Counter(), loss_scale
+    def __init__(self):
+        self.counts = Counter()
 
     def __call__(self, event: Event) -> None:
         if event.phase == "backward":
-            values = event.exact[np.isfinite(event.exact) & (event.exact != 0)]
-            exponents = np.frexp(values)[1] - 1                               # frexp gives 0.5 <= m < 1
-            found, counts = np.unique(exponents, return_counts=True)
-            self.counts.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            self.counts.update(exponent_counts(event.exact))
             self.counts["zero"] += int(np.count_nonzero(event.exact == 0))
 
 

@@ -100,6 +100,7 @@ def attention(xp, q, k, v, mask=None, *, heads, causal=True, products=FLOAT32_PR
     total = xp.where(total == 0, 1, total)
     # Two numbers a row are kept and no T x T matrix. Their log-sum-exp would be one, but its rounding shifts a whole row: gradients
     # of peaked attention were off by 1e-4 of their largest entry, with two numbers by 5e-6.
+    # key ^ 1: the second product of one role draws other random bits than the first.
     return merged(products.forward(xp, e / total, v, key ^ 1)), {"top": top, "total": total}
 
 
