@@ -1,5 +1,8 @@
 """Tensor, the one dispatcher that applies a rule and rounds once, and the backward pass."""
+import functools
+import inspect
 import numbers
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -265,16 +268,18 @@ def backward(loss: Tensor) -> dict:
         raise MiniLLMError("backward: this graph was walked already, or never recorded (no_record, or no tensor with a name)")
     if loss.size != 1:
         raise MiniLLMError(f"backward needs a loss of one value, not of shape {loss.shape}: take its mean or sum")
-    xp = array_module(loss.data)
+    xp, order = array_module(loss.data), list(topological(loss.node))
     arriving, gradients, leaves = {id(loss.node): xp.ones(loss.shape, loss.node.compute)}, {}, {}
-    for at in topological(loss.node):
+    uses = Counter(id(p) for at in order if isinstance(at, Node) for p in at.parents)
+    for at in order:
         exact = arriving.pop(id(at))
         if isinstance(at, Tensor):
             if leaves.setdefault(at.name, at) is not at:
                 raise MiniLLMError(f"backward: two leaves are named {at.name!r}: give each its own name")
             gradients[at.name] = received(exact, at.format, Address(at.name, "gradient", 0), loss.node.context)
             continue
-        for parent, share in zip(at.parents, cotangents(xp, at, exact), strict=True):
+        out = tuple(share_type(p, at.compute, uses) for p in at.parents)
+        for parent, share in zip(at.parents, cotangents(xp, at, exact, out), strict=True):
             if parent is not None:
                 here = arriving.get(id(parent))
                 with np.errstate(all="ignore"):              # infinities of both signs may meet
@@ -283,9 +288,23 @@ def backward(loss: Tensor) -> dict:
     return gradients
 
 
+def share_type(parent, compute, uses) -> type:
+    """In what a kernel may write a parent's cotangent: rounded to float16 only where that is all there will be done to it.
+
+    So not where another share is still to be added, nor where the exact values are looked at. Leaves round their own gradient.
+    """
+    once = isinstance(parent, Node) and uses[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
+    return np.float16 if once and cotangent_format(parent.format, parent.context) is FLOAT16 else compute
+
+
+def cotangent_format(format, context):
+    """The format of a node's cotangent: its tensor's, or what the recipe names for narrow ones."""
+    return format if format.bits >= 32 else context.cotangents or format
+
+
 def received(exact, format, address, context):
-    """A cotangent as its tensor receives it: rounded once, into the tensor's format or what the recipe names."""
-    target = format if format.bits >= 32 or address.op == "gradient" else context.cotangents or format
+    """A cotangent as its tensor receives it, rounded once: a kernel's share in the format already is left alone."""
+    target = format if address.op == "gradient" else cotangent_format(format, context)
     exact = as_array(exact)
     rounded = context.round(exact, target, "backward", address)
     if watched():
@@ -293,8 +312,17 @@ def received(exact, format, address, context):
     return rounded
 
 
-def cotangents(xp, node, exact):
-    """Round what has arrived at a node and pass it through the rule: a wide cotangent for each parent, of the parent's shape."""
+@functools.cache
+def takes_out(vjp) -> bool:
+    """Whether a kernel's vjp rounds on its way to memory: until all of them do."""
+    return "out" in inspect.signature(vjp).parameters
+
+
+def cotangents(xp, node, exact, out):
+    """Round what has arrived at a node and pass it through the rule: a cotangent for each parent, of the parent's shape.
+
+    It is wide, but where `out` lets a kernel round it.
+    """
     if node.rule.backward is None:
         raise MiniLLMError(f"{node.rule.name} has no vjp: detach() its result if no gradient is wanted")
     if node.kept is None:
@@ -303,14 +331,17 @@ def cotangents(xp, node, exact):
     inputs = {name: value for name, value in node.kept.items() if name in node.rule.inputs}
     kernel = kernel_for(node.rule, node.compute, node.kept, {"g": g} | inputs)
     with np.errstate(all="ignore"):
-        if kernel:
-            shares = kernel.vjp(g, **node.kept)
+        if kernel and takes_out(kernel.vjp):
+            shares = kernel.vjp(g, **node.kept, out=out)
+        elif kernel:
+            shares, out = kernel.vjp(g, **node.kept), (node.compute,) * len(out)
         else:
+            out = (node.compute,) * len(out)
             kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
             shares = node.rule.backward(xp, widened(g, node.compute), **kept)
-    for parent, share in zip(node.parents, shares, strict=True):
+    for parent, share, kind in zip(node.parents, shares, out, strict=True):
         shape = None if parent is None else parent.shape
-        if shape is not None and (share is None or share.shape != shape or share.dtype != node.compute):
+        if shape is not None and (share is None or share.shape != shape or share.dtype != kind):
             found = "nothing" if share is None else f"{share.dtype} {share.shape}"
             raise MiniLLMError(f"the vjp of {node.rule.name} gives {found} for a value of shape {shape}: mend the rule")
     return shares
