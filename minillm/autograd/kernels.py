@@ -47,9 +47,12 @@ KERNELS = {
 }
 
 
-def kernel_for(rule, compute, static: dict, arrays: dict) -> Kernel | None:
-    """The kernel of a rule if it can serve these arrays (by input name): NumPy's, computed in float32, at least one value."""
+def kernel_for(rule, compute, static: dict, names, arrays) -> Kernel | None:
+    """The kernel of a rule if it can serve these inputs: NumPy's arrays, computed in float32, at least one value."""
     kernel = KERNELS.get(rule.name)
-    if kernel is None or compute is not np.float32 or not kernels.enabled() or not kernel.serves(static, arrays):
+    if kernel is None or compute is not np.float32 or not kernels.enabled():
         return None
-    return kernel if all(type(a) is np.ndarray and a.size for a in arrays.values() if a is not None) else None
+    for a in arrays:
+        if a is not None and not (type(a) is np.ndarray and a.size):
+            return None
+    return kernel if kernel.serves(static, dict(zip(names, arrays, strict=True))) else None
