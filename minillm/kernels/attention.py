@@ -1,9 +1,11 @@
 """Causal attention, forward and backward: no T x T matrix, a head at a time, QUERIES queries against KEYS keys in the cache."""
+import os
+import threading
+
 import numpy as np
 from numba import get_num_threads, get_thread_id, njit, prange
 
-from minillm.kernels.rounding import to_float16, to_float32
-from minillm.kernels.scalars import INSTRUCTION, JIT, bits, exp, load, store
+from minillm.kernels.scalars import JIT, bits, exp, load, store
 from minillm.kernels.tiles import (
     ROWS,
     WIDTH,
@@ -19,8 +21,10 @@ from minillm.kernels.tiles import (
 )
 from minillm.kernels.vectors import LANES
 
-QUERIES = KEYS = 64
+QUERIES = int(os.environ.get("QQ", 32))
+KEYS = int(os.environ.get("KK", 64))
 LOWEST = np.float32(-3e38)         # the largest score of a query that sees nothing, as in the rule
+ONE = np.float32(1)
 
 scores, scores_on_diagonal = score_tile(False), score_tile(True)
 weigh, weigh_on_diagonal = weight_tile(False), weight_tile(True)
@@ -48,13 +52,14 @@ def read_rows(x, start, step, count, D, factor, rows, whole):
 
 
 @njit(**JIT)
-def write_row(row, at, D, factor, x, start):
-    """D values of a padded float32 row times a number to where they belong."""
-    part = D // LANES * LANES
-    for d in range(0, part, LANES):
-        move(row, at + d, x, start + d, factor)
-    for d in range(part, D):
-        store(x, start + d, row[at + d] * factor)
+def write_rows(rows, count, D, factor, x, start, step):
+    """So many padded float32 rows times a number to where they belong."""
+    Dp, part = up(D, WIDTH), D // LANES * LANES
+    for t in range(count):
+        for d in range(0, part, LANES):
+            move(rows, t * Dp + d, x, start + t * step + d, factor)
+        for d in range(part, D):
+            store(x, start + t * step + d, rows[t * Dp + d] * factor)
 
 
 @njit(**JIT)
@@ -64,6 +69,15 @@ def turn(rows, count, D, turned):
     for t in range(0, count, LANES):
         for d in range(0, D, LANES):
             turn_square(rows, t * Dp + d, Dp, turned, d * QUERIES + t, QUERIES)
+
+
+@njit(inline="always")
+def cut(memory, T, D, of_keys, of_queries, numbers):
+    """Scratch cut into arrays as long as the padded keys, as a block of queries, and one number a query."""
+    panel, width = up(T, WIDTH) * up(D, WIDTH), QUERIES * up(D, WIDTH)
+    second, third = of_keys * panel, of_keys * panel + of_queries * width
+    return (memory[:second].reshape(of_keys, panel), memory[second:third].reshape(of_queries, width),
+            memory[third:third + numbers * QUERIES].reshape(numbers, QUERIES))
 
 
 @njit(**JIT)
@@ -79,14 +93,15 @@ def softmax_sums(block, c, n, first, out, Dp, old, top, total):
 
 
 @njit(**JIT)
-def forward_head(q, k, v, head, heads, T, D, scale, y, tops, totals, of_keys, of_queries, blocks, numbers):
-    me = get_thread_id()
+def forward_head(q, k, v, head, heads, T, D, scale, y, tops, totals, memory):
     C, Dp, start = heads * D, up(D, WIDTH), head // heads * T * heads * D + head % heads * D
-    keys, values, block = of_keys[me, 0], of_keys[me, 1], blocks[me, 0]
-    queries, turned, out = of_queries[me, 0], of_queries[me, 1], of_queries[me, 2]
-    top, total, old = numbers[me, 0], numbers[me, 1], numbers[me, 2]
-    read_rows(k, start, C, T, D, np.float32(1), keys, up(T, WIDTH))
-    read_rows(v, start, C, T, D, np.float32(1), values, up(T, WIDTH))
+    of_keys, of_queries, numbers = cut(memory[get_thread_id()], T, D, 2, 3, 3)
+    block = memory[get_thread_id(), -QUERIES * KEYS:]
+    keys, values = of_keys[0], of_keys[1]
+    queries, turned, out = of_queries[0], of_queries[1], of_queries[2]
+    top, total, old = numbers[0], numbers[1], numbers[2]
+    read_rows(k, start, C, T, D, ONE, keys, up(T, WIDTH))
+    read_rows(v, start, C, T, D, ONE, values, up(T, WIDTH))
     for i in range(0, T, QUERIES):
         count = min(QUERIES, T - i)
         columns = up(count, WIDTH)
@@ -111,32 +126,34 @@ def forward_head(q, k, v, head, heads, T, D, scale, y, tops, totals, of_keys, of
         for t in range(count):
             whole = total[t] if total[t] != 0 else np.float32(1)
             tops[head * T + i + t], totals[head * T + i + t] = top[t], whole
-            write_row(out, t * Dp, D, np.float32(1) / whole, y, start + (i + t) * C)
+            scale_row(out, t * Dp, Dp // LANES, ONE / whole)
+        write_rows(out, count, D, ONE, y, start + i * C, C)
 
 
 @njit(parallel=True, **JIT)
-def _attention(q, k, v, B, heads, T, D, scale, y, tops, totals, of_keys, of_queries, blocks, numbers):
+def _attention(q, k, v, B, heads, T, D, scale, y, tops, totals, memory):
     for head in prange(B * heads):
-        forward_head(q, k, v, head, heads, T, D, scale, y, tops, totals, of_keys, of_queries, blocks, numbers)
+        forward_head(q, k, v, head, heads, T, D, scale, y, tops, totals, memory)
 
 
 @njit(**JIT)
-def backward_head(g, q, k, v, head, heads, T, D, scale, tops, totals, dq, dk, dv, of_keys, of_queries, blocks, numbers):
-    me = get_thread_id()
+def backward_head(g, q, k, v, head, heads, T, D, scale, tops, totals, dq, dk, dv, memory):
     C, Dp, start = heads * D, up(D, WIDTH), head // heads * T * heads * D + head % heads * D
-    keys, values, dkeys, dvalues = of_keys[me, 0], of_keys[me, 1], of_keys[me, 2], of_keys[me, 3]
-    queries, turned, gs, gs_turned = of_queries[me, 0], of_queries[me, 1], of_queries[me, 2], of_queries[me, 3]
-    dqueries, weights, ds = of_queries[me, 4], blocks[me, 0], blocks[me, 1]
-    top, share, mean = numbers[me, 0], numbers[me, 1], numbers[me, 2]
-    read_rows(k, start, C, T, D, np.float32(1), keys, up(T, WIDTH))
-    read_rows(v, start, C, T, D, np.float32(1), values, up(T, WIDTH))
+    of_keys, of_queries, numbers = cut(memory[get_thread_id()], T, D, 4, 5, 3)
+    blocks = memory[get_thread_id(), -2 * QUERIES * up(T, WIDTH):]
+    keys, values, dkeys, dvalues = of_keys[0], of_keys[1], of_keys[2], of_keys[3]
+    queries, turned, gs, gs_turned, dqueries = of_queries[0], of_queries[1], of_queries[2], of_queries[3], of_queries[4]
+    top, share, mean = numbers[0], numbers[1], numbers[2]
+    weights, ds = blocks[:QUERIES * up(T, WIDTH)], blocks[QUERIES * up(T, WIDTH):]
+    read_rows(k, start, C, T, D, ONE, keys, up(T, WIDTH))
+    read_rows(v, start, C, T, D, ONE, values, up(T, WIDTH))
     dkeys[:] = np.float32(0)
     dvalues[:] = np.float32(0)
     for i in range(0, T, QUERIES):
         count = min(QUERIES, T - i)
         columns, last = up(count, WIDTH), up(i + count, ROWS)
         read_rows(q, start + i * C, C, count, D, scale, queries, columns)
-        read_rows(g, start + i * C, C, count, D, np.float32(1), gs, columns)
+        read_rows(g, start + i * C, C, count, D, ONE, gs, columns)
         turn(queries, columns, D, turned)
         turn(gs, columns, D, gs_turned)
         mean[:], dqueries[:columns * Dp] = np.float32(0), np.float32(0)
@@ -165,31 +182,38 @@ def backward_head(g, q, k, v, head, heads, T, D, scale, tops, totals, dq, dk, dv
                 depth = min(KEYS, i + row + ROWS - j)
                 for d in range(0, Dp, WIDTH):
                     add_turned_product(ds, j * QUERIES + row, keys, j * Dp + d, Dp, dqueries, row * Dp + d, Dp, depth)
-        for t in range(count):
-            write_row(dqueries, t * Dp, D, scale, dq, start + (i + t) * C)
-    for t in range(T):
-        write_row(dkeys, t * Dp, D, np.float32(1), dk, start + t * C)
-        write_row(dvalues, t * Dp, D, np.float32(1), dv, start + t * C)
+        write_rows(dqueries, count, D, scale, dq, start + i * C, C)
+    write_rows(dkeys, T, D, ONE, dk, start, C)
+    write_rows(dvalues, T, D, ONE, dv, start, C)
 
 
 @njit(parallel=True, **JIT)
-def _attention_vjp(g, q, k, v, B, heads, T, D, scale, tops, totals, dq, dk, dv, of_keys, of_queries, blocks, numbers):
+def _attention_vjp(g, q, k, v, B, heads, T, D, scale, tops, totals, dq, dk, dv, memory):
     for head in prange(B * heads):
-        backward_head(g, q, k, v, head, heads, T, D, scale, tops, totals, dq, dk, dv, of_keys, of_queries, blocks, numbers)
+        backward_head(g, q, k, v, head, heads, T, D, scale, tops, totals, dq, dk, dv, memory)
 
 
-def aligned(*shape):
-    """Float32 scratch, one part for each worker, at a multiple of 64 bytes: a vector across two cache lines costs two loads."""
-    size = int(np.prod(shape))
-    memory = np.empty(size + 16, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    return memory[start:start + size].reshape(shape)
+class Workspace(threading.local):
+    """Scratch that is kept between calls: a thread of Python has its own, and in it each worker."""
+
+    memory = np.empty((0, 0), np.float32)
+
+    def of(self, size):
+        """(workers, size) float32 on multiples of 64 bytes: a vector across two cache lines costs two loads."""
+        workers = get_num_threads()
+        if self.memory.shape[0] < workers or self.memory.shape[1] != size:
+            values = np.empty(workers * size + 16, np.float32)
+            start = -values.ctypes.data % 64 // 4
+            self.memory = values[start:start + workers * size].reshape(workers, size)
+        return self.memory
 
 
-def scratch(T, D, keys, queries, blocks, block_rows):
-    Tp, Dp, workers = -(-T // WIDTH) * WIDTH, -(-D // WIDTH) * WIDTH, get_num_threads()
-    return (aligned(workers, keys, Tp * Dp), aligned(workers, queries, QUERIES * Dp), aligned(workers, blocks, block_rows * QUERIES),
-            aligned(workers, 3, QUERIES))
+WORKSPACE = Workspace()
+
+
+def scratch(T, D, of_keys, of_queries, block):
+    Tp, Dp = -(-T // WIDTH) * WIDTH, -(-D // WIDTH) * WIDTH
+    return WORKSPACE.of(of_keys * Tp * Dp + of_queries * QUERIES * Dp + 3 * QUERIES + QUERIES * block)
 
 
 def flat(x):
@@ -202,7 +226,7 @@ def attention(q, k, v, mask, *, heads, out, **_):
     y, D = np.empty(q.shape, out), C // heads
     top, total = (np.empty((B, heads, T, 1), np.float32) for _ in range(2))
     _attention(flat(q), flat(k), flat(v), B, heads, T, D, np.float32(D ** -0.5), flat(y), flat(top), flat(total),
-               *scratch(T, D, 2, 3, 1, KEYS))
+               scratch(T, D, 2, 3, KEYS))
     return y, {"top": top, "total": total}
 
 
@@ -211,5 +235,5 @@ def attention_vjp(g, q, k, v, top, total, *, heads, out=(np.float32,) * 4, **_):
     D = C // heads
     dq, dk, dv = (np.empty(q.shape, kind) for kind in out[:3])
     _attention_vjp(flat(g), flat(q), flat(k), flat(v), B, heads, T, D, np.float32(D ** -0.5), flat(top), flat(total),
-                   flat(dq), flat(dk), flat(dv), *scratch(T, D, 4, 5, 2, -(-T // WIDTH) * WIDTH))
+                   flat(dq), flat(dk), flat(dv), scratch(T, D, 4, 5, 2 * (-(-T // WIDTH) * WIDTH)))
     return dq, dk, dv, None
