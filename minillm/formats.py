@@ -54,6 +54,9 @@ class Format:
             put("overflow", {"ieee": "infinity", "none": "saturate"}.get(self.specials, "nan"))
         self.check()
 
+    def __hash__(self) -> int:
+        return hash(self.name)                   # of all fields it would take 1.3 us, and formats are keys of what is looked up
+
     def check(self) -> None:
         """MiniLLMError for a format that cannot be, or that the array it is stored in cannot hold."""
         if self.specials not in SPECIALS:
@@ -90,7 +93,7 @@ class Format:
         if top + (self.subnormals and self.mantissa_bits > 0) + (not self.zero) < 1:
             raise MiniLLMError(f"format {self.name} has no value above 0: give it more exponent bits, or subnormals")
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits of one value in the format itself: sign, exponent, mantissa."""
         return self.signed + self.exponent_bits + self.mantissa_bits

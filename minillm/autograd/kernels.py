@@ -39,6 +39,12 @@ def classes(static, arrays) -> bool:
     return targets.shape == logits.shape[:-1] and counted.size > 0 and in_range(counted, logits.shape[-1])
 
 
+def plain_products(static, arrays) -> bool:
+    """Products in float32 whose batches, if the right operand has one, are those of the left."""
+    x, z = arrays["x"], arrays.get("z")
+    return static["products"] is FLOAT32_PRODUCTS and (z is None or z.ndim <= 2 or x.shape[:-2] == z.shape[:-2])
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The names of a rule's two kernels in a module of the kernels room, looked up on first use, and what they can serve."""
@@ -59,6 +65,8 @@ class Kernel:
 KERNELS = {
     "gelu": Kernel("elementwise", "gelu"),
     "layer_norm": Kernel("rowwise", "layer_norm"),
+    "matmul": Kernel("products", "matmul", plain_products),
+    "linear": Kernel("products", "linear", plain_products),
     "attention": Kernel("attention", "attention", plain_causal),
     "cross_entropy": Kernel("losses", "cross_entropy", classes),
     "embedding": Kernel("embedding", "embedding", rows_of_the_table),
@@ -66,9 +74,12 @@ KERNELS = {
 }
 
 
-def kernel_for(rule, compute, static: dict, arrays: dict) -> Kernel | None:
-    """The kernel of a rule if it can serve these arrays (by input name): NumPy's, computed in float32, at least one value."""
+def kernel_for(rule, compute, static: dict, names, arrays) -> Kernel | None:
+    """The kernel of a rule if it can serve these inputs: NumPy's arrays, computed in float32, at least one value."""
     kernel = KERNELS.get(rule.name)
-    if kernel is None or compute is not np.float32 or not kernels.enabled() or not kernel.serves(static, arrays):
+    if kernel is None or compute is not np.float32 or not kernels.enabled():
         return None
-    return kernel if all(type(a) is np.ndarray and a.size for a in arrays.values() if a is not None) else None
+    for a in arrays:
+        if a is not None and not (type(a) is np.ndarray and a.size):
+            return None
+    return kernel if kernel.serves(static, dict(zip(names, arrays, strict=True))) else None

@@ -1,13 +1,17 @@
 """Tensor, the one dispatcher that applies a rule and rounds once, and the backward pass."""
+import functools
+import inspect
 import numbers
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from minillm.autograd.context import PLAIN, Address, Context
-from minillm.autograd.kernels import kernel_for
+from minillm.autograd.kernels import Kernel, kernel_for
 from minillm.autograd.rule import RULES, Rule
+from minillm.autograd.rules.products import FLOAT32_PRODUCTS
 from minillm.autograd.watching import tell, watched
 from minillm.backend import array_module
 from minillm.errors import MiniLLMError, MixedFormats
@@ -148,6 +152,7 @@ class Node:
     """One op in the graph. It points at nodes and leaves, never at their arrays: only what the vjp names is alive."""
 
     rule: Rule
+    kernel: Kernel | None    # that forward was computed with, and so the vjp
     parents: tuple
     kept: dict | None
     format: Format           # of the output, and so of its cotangent
@@ -159,18 +164,16 @@ class Node:
 
 def common_format(rule: Rule, names, inputs) -> Format:
     """The one format of the inputs; those that a rule allows to be wide may have the same or a wider one."""
-    formats = [t.format for name, t in zip(names, inputs, strict=True) if isinstance(t, Tensor) and name not in rule.wide]
-    if not formats:
+    tensors = [(name, x) for name, x in zip(names, inputs, strict=True) if isinstance(x, Tensor)]
+    given = next((x.format for name, x in tensors if name not in rule.wide), None)
+    if given is None:
         raise MiniLLMError(f"{rule.name} needs a Tensor among its inputs: make one with minillm.tensor(values)")
-    given = formats[0]
-    for name, t in zip(names, inputs, strict=True):
-        if not isinstance(t, Tensor):
-            continue
+    for name, x in tensors:
         if name in rule.plain:
             raise MiniLLMError(f"{rule.name}: {name} is a plain array, not a Tensor: pass its .data")
-        if t.format is not given and not (name in rule.wide and t.format.bits > given.bits):
-            wide, narrow = sorted((given, t.format), key=lambda f: -f.bits)
-            raise MixedFormats(f"{rule.name}: {given.name} and {t.format.name} do not mix: cast one, e.g. x.to({wide!r}) of the "
+        if x.format is not given and not (name in rule.wide and x.format.bits > given.bits):
+            wide, narrow = sorted((given, x.format), key=lambda f: -f.bits)
+            raise MixedFormats(f"{rule.name}: {given.name} and {x.format.name} do not mix: cast one, e.g. x.to({wide!r}) of the "
                                f"{narrow.name} one")
     return given
 
@@ -195,21 +198,17 @@ def as_array(x):
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 
-def evaluate(rule, names, arrays, static, compute, result, context, address):
-    """Compute wide and round once: (exact, rounded, extras). A kernel that rounds on its way to memory has no exact values."""
-    kernel = kernel_for(rule, compute, static, dict(zip(names, arrays, strict=True)))
-    with np.errstate(all="ignore"):                      # infinities and NaN are values here: they travel and are reported
-        if kernel:
-            half = result is FLOAT16 and context.forward == "nearest_even" and not watched()
-            out = kernel.forward(*arrays, **static, out=np.float16 if half else np.float32)
-        else:
-            xp = array_module(next(a for a in arrays if a is not None))
-            wide = (a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True))
+def evaluate(rule, kernel, names, arrays, static, compute, half):
+    """The values in the compute format, and extras; a kernel may round them to float16 on their way to memory: `half`."""
+    if kernel:
+        out = kernel.forward(*arrays, **static, out=np.float16 if half else compute)
+    else:
+        xp = array_module(next(a for a in arrays if a is not None))
+        wide = (a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True))
+        with np.errstate(all="ignore"):                  # infinities and NaN are values here: they travel and are reported
             out = rule.forward(xp, *wide, **static)
-        exact, extras = out if isinstance(out, tuple) else (out, {})
-        exact = as_array(exact)
-        rounded = exact if kernel and half else context.round(exact, result, "forward", address)
-    return exact, rounded, extras
+    exact, extras = out if isinstance(out, tuple) else (out, {})
+    return as_array(exact), extras
 
 
 def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None = None, **static) -> Tensor:
@@ -218,25 +217,32 @@ def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None =
     names = rule.names(len(inputs))
     given = common_format(rule, names, inputs)
     result, static, address = result or given, rule.defaults | static, context.address(rule.name)
-    if rule.takes_key:
+    if rule.takes_key and static.get("products") is not FLOAT32_PRODUCTS:     # those draw nothing, and a key takes 4 us
         static["key"] = context.key(address, "rule")
     arrays = [stored(rule, name, x, given.compute) for name, x in zip(names, inputs, strict=True)]
-    exact, data, extras = evaluate(rule, names, arrays, static, given.compute, result, context, address)
+    kernel = kernel_for(rule, given.compute, static, names, arrays)
+    half = kernel is not None and result is FLOAT16 and context.forward == "nearest_even" and not watched()
+    exact, extras = evaluate(rule, kernel, names, arrays, static, given.compute, half)
+    data = exact if half else context.round(exact, result, "forward", address)
     if watched():
         tell("forward", address, exact, data, result, rule, inputs, static)
-    if not context.record or not any(isinstance(t, Tensor) and t.needs_gradient for t in inputs):
+    parents = tuple([(x.node or (x if x.name else None)) if isinstance(x, Tensor) else None for x in inputs])
+    if not context.record or parents.count(None) == len(parents):
         return Tensor(data, result)
-    parents = tuple((t.node or (t if t.name else None)) if isinstance(t, Tensor) else None for t in inputs)
     kept = remembered(rule, names, arrays, parents, static, extras, data)
-    return Tensor(data, result, Node(rule, parents, kept, result, data.shape, given.compute, address, context))
+    return Tensor(data, result, Node(rule, kernel, parents, kept, result, data.shape, given.compute, address, context))
 
 
 def remembered(rule, names, arrays, parents, static, extras, y) -> dict:
     """What the vjp names, and nothing else, each in the format that it has."""
-    shapes = [None if a is None else np.shape(a) for a in arrays]
     known = static | extras | dict(zip(names, arrays, strict=True))
-    known |= {f"{name}_shape": shape for name, shape in zip(names, shapes, strict=True)}
-    known |= {"y": y, "shapes": shapes, "needs": tuple(p is not None for p in parents)}
+    known["y"] = y
+    for name, i in rule.reads_shapes:
+        known[name] = None if arrays[i] is None else np.shape(arrays[i])
+    if "shapes" in rule.reads:
+        known["shapes"] = [np.shape(a) for a in arrays]
+    if "needs" in rule.reads:
+        known["needs"] = tuple(p is not None for p in parents)
     return {name: known[name] for name in rule.reads}
 
 
@@ -265,27 +271,28 @@ def backward(loss: Tensor) -> dict:
         raise MiniLLMError("backward: this graph was walked already, or never recorded (no_record, or no tensor with a name)")
     if loss.size != 1:
         raise MiniLLMError(f"backward needs a loss of one value, not of shape {loss.shape}: take its mean or sum")
-    xp = array_module(loss.data)
+    xp, order = array_module(loss.data), list(topological(loss.node))
     arriving, gradients, leaves = {id(loss.node): xp.ones(loss.shape, loss.node.compute)}, {}, {}
-    for at in topological(loss.node):
-        exact = arriving.pop(id(at))
-        if isinstance(at, Tensor):
-            if leaves.setdefault(at.name, at) is not at:
-                raise MiniLLMError(f"backward: two leaves are named {at.name!r}: give each its own name")
-            gradients[at.name] = received(exact, at.format, Address(at.name, "gradient", 0), loss.node.context)
-            continue
-        for parent, share in zip(at.parents, cotangents(xp, at, exact), strict=True):
-            if parent is not None:
-                here = arriving.get(id(parent))
-                with np.errstate(all="ignore"):              # infinities of both signs may meet
+    uses = Counter(id(p) for at in order if isinstance(at, Node) for p in at.parents)
+    with np.errstate(all="ignore"):                          # infinities of both signs may meet
+        for at in order:
+            exact = arriving.pop(id(at))
+            if isinstance(at, Tensor):
+                if leaves.setdefault(at.name, at) is not at:
+                    raise MiniLLMError(f"backward: two leaves are named {at.name!r}: give each its own name")
+                gradients[at.name] = received(exact, at.format, Address(at.name, "gradient", 0), loss.node.context)
+                continue
+            for parent, share in zip(at.parents, cotangents(xp, at, exact, uses), strict=True):
+                if parent is not None:
+                    here = arriving.get(id(parent))
                     arriving[id(parent)] = share if here is None else here + share
-        at.kept, at.parents = None, ()
+            at.kept, at.parents = None, ()
     return gradients
 
 
 def received(exact, format, address, context):
-    """A cotangent as its tensor receives it: rounded once, into the tensor's format or what the recipe names."""
-    target = format if format.bits >= 32 or address.op == "gradient" else context.cotangents or format
+    """A cotangent as its tensor receives it, rounded once: a kernel's share in the format already is left alone."""
+    target = format if address.op == "gradient" else cotangent_format(format, context)
     exact = as_array(exact)
     rounded = context.round(exact, target, "backward", address)
     if watched():
@@ -293,24 +300,46 @@ def received(exact, format, address, context):
     return rounded
 
 
-def cotangents(xp, node, exact):
-    """Round what has arrived at a node and pass it through the rule: a wide cotangent for each parent, of the parent's shape."""
+def cotangent_format(format, context):
+    """The format of a node's cotangent: its tensor's, or what the recipe names for narrow ones."""
+    return format if context.cotangents is None or format.bits >= 32 else context.cotangents
+
+
+def share_type(parent, compute, uses) -> type:
+    """In what a kernel may write a parent's cotangent: rounded to float16 only where that is all there will be done to it.
+
+    So not where another share is still to be added, nor where the exact values are looked at. Leaves round their own gradient.
+    """
+    once = isinstance(parent, Node) and uses[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
+    return np.float16 if once and cotangent_format(parent.format, parent.context) is FLOAT16 else compute
+
+
+@functools.cache
+def takes_out(vjp) -> bool:
+    """Whether a kernel's vjp rounds on its way to memory: until all of them do."""
+    return "out" in inspect.signature(vjp).parameters
+
+
+def cotangents(xp, node, exact, uses):
+    """Round what has arrived at a node and pass it through the rule: a cotangent for each parent, of the parent's shape.
+
+    They are wide, but where a kernel may round them.
+    """
     if node.rule.backward is None:
         raise MiniLLMError(f"{node.rule.name} has no vjp: detach() its result if no gradient is wanted")
     if node.kept is None:
         raise MiniLLMError(f"backward: a part of this graph, up to {node.address}, was walked already: add the losses, walk once")
     g = received(exact, node.format, node.address, node.context)
-    inputs = {name: value for name, value in node.kept.items() if name in node.rule.inputs}
-    kernel = kernel_for(node.rule, node.compute, node.kept, {"g": g} | inputs)
-    with np.errstate(all="ignore"):
-        if kernel:
-            shares = kernel.vjp(g, **node.kept)
-        else:
-            kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
-            shares = node.rule.backward(xp, widened(g, node.compute), **kept)
-    for parent, share in zip(node.parents, shares, strict=True):
-        shape = None if parent is None else parent.shape
-        if shape is not None and (share is None or share.shape != shape or share.dtype != node.compute):
+    if node.kernel and takes_out(node.kernel.vjp):
+        out = tuple([share_type(p, node.compute, uses) for p in node.parents])
+        shares = node.kernel.vjp(g, **node.kept, out=out)
+    elif node.kernel:
+        shares, out = node.kernel.vjp(g, **node.kept), (node.compute,) * len(node.parents)
+    else:
+        kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
+        shares, out = node.rule.backward(xp, widened(g, node.compute), **kept), (node.compute,) * len(node.parents)
+    for parent, share, kind in zip(node.parents, shares, out, strict=True):
+        if parent is not None and (share is None or share.shape != parent.shape or share.dtype != kind):
             found = "nothing" if share is None else f"{share.dtype} {share.shape}"
-            raise MiniLLMError(f"the vjp of {node.rule.name} gives {found} for a value of shape {shape}: mend the rule")
+            raise MiniLLMError(f"the vjp of {node.rule.name} gives {found} for a value of shape {parent.shape}: mend the rule")
     return shares

@@ -2,33 +2,31 @@
 import numpy as np
 from numba import njit, prange
 
-from minillm.kernels import tasks
 from minillm.kernels.rounding import random_bits
 from minillm.kernels.scalars import JIT, bits, load, store
-
-BLOCK = tasks.BLOCK
+from minillm.kernels.tasks import POOL, VALUES, run, shares
 
 
 @njit(**JIT)
-def _dropout(x, y, first_kept, stays, low_key, high_key, task):
-    start = task * BLOCK
-    x, y = x[start:start + BLOCK], y[start:start + BLOCK]
+def _dropout(task, x, y, each, first_kept, stays, low_key, high_key):
+    start = task * each
+    x, y = x[start:start + each], y[start:start + each]
     for i in range(x.size):
         kept = random_bits(start + i, low_key, high_key) >= first_kept
         store(y, i, load(x, i) / stays if kept else np.float32(0))
 
 
-@njit(parallel=True, **JIT)
-def _dropout_pool(x, y, first_kept, stays, low_key, high_key, count):
-    for task in prange(count):
-        _dropout(x, y, first_kept, stays, low_key, high_key, task)
+@njit(**POOL)
+def _dropout_pool(tasks, x, y, each, first_kept, stays, low_key, high_key):
+    for task in prange(tasks):
+        _dropout(task, x, y, each, first_kept, stays, low_key, high_key)
 
 
 def dropout(x, *, rate, key=0, out):
     """Values that stay, divided by 1 - rate, and zeros; any shape. float32(1 - rate) is what NumPy divides by, too."""
-    y = np.empty(x.shape, out)
-    tasks.run(_dropout, _dropout_pool, tasks.count(x.size), bits(x.reshape(-1)), bits(y.reshape(-1)), np.uint32(int(rate * 2**32)),
-              np.float32(1 - rate), np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32))
+    y, (each, tasks) = np.empty(x.shape, out), shares(x.size, VALUES)
+    run(_dropout, _dropout_pool, tasks, bits(x.reshape(-1)), bits(y.reshape(-1)), each, np.uint32(int(rate * 2**32)),
+        np.float32(1 - rate), np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32))
     return y
 
 

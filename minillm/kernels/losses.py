@@ -6,16 +6,12 @@ these, and fifteen such would take as long as all others.
 import numpy as np
 from numba import njit, prange
 
-from minillm.kernels import tasks
 from minillm.kernels.rounding import to_float16
 from minillm.kernels.scalars import JIT, bits, bits_float, exp, float_bits, load, store
+from minillm.kernels.tasks import POOL, run, shares
 
 LANES = 32                         # sums are side by side, in a fixed order: the same bits each time
-
-
-def task_rows(V: int) -> int:
-    """Rows of a task."""
-    return max(1, tasks.BLOCK // (4 * V))        # a logit costs four times what a cast does
+LEAST = 2048                       # logits in a task at least, 2 us
 
 
 @njit(inline="always")
@@ -39,7 +35,7 @@ def _exponentials(row, top, lanes):
 
 
 @njit(**JIT)
-def _cross_entropy(logits, targets, counted, lse, losses, rows, task):
+def _cross_entropy(task, logits, targets, counted, lse, losses, rows):
     N, V = logits.shape
     row, lanes = np.full((V + LANES - 1) // LANES * LANES, -np.float32(np.inf), np.float32), np.empty(LANES, np.float32)
     for i in range(task * rows, min(N, (task + 1) * rows)):
@@ -58,14 +54,14 @@ def _cross_entropy(logits, targets, counted, lse, losses, rows, task):
         losses[i] = lse[i] - picked if counted[i] else np.float32(0)
 
 
-@njit(parallel=True, **JIT)
-def _cross_entropy_pool(logits, targets, counted, lse, losses, rows, count):
-    for task in prange(count):
-        _cross_entropy(logits, targets, counted, lse, losses, rows, task)
+@njit(**POOL)
+def _cross_entropy_pool(tasks, logits, targets, counted, lse, losses, rows):
+    for task in prange(tasks):
+        _cross_entropy(task, logits, targets, counted, lse, losses, rows)
 
 
 @njit(**JIT)
-def _cross_entropy_vjp(weight, logits, targets, counted, lse, dlogits, rows, task):
+def _cross_entropy_vjp(task, weight, logits, targets, counted, lse, dlogits, rows):
     N, V = logits.shape
     row, lanes = np.empty((V + LANES - 1) // LANES * LANES, np.float32), np.zeros(LANES, np.float32)
     for i in range(task * rows, min(N, (task + 1) * rows)):
@@ -80,10 +76,10 @@ def _cross_entropy_vjp(weight, logits, targets, counted, lse, dlogits, rows, tas
             store(di, j, row[j] * w)
 
 
-@njit(parallel=True, **JIT)
-def _cross_entropy_vjp_pool(weight, logits, targets, counted, lse, dlogits, rows, count):
-    for task in prange(count):
-        _cross_entropy_vjp(weight, logits, targets, counted, lse, dlogits, rows, task)
+@njit(**POOL)
+def _cross_entropy_vjp_pool(tasks, weight, logits, targets, counted, lse, dlogits, rows):
+    for task in prange(tasks):
+        _cross_entropy_vjp(task, weight, logits, targets, counted, lse, dlogits, rows)
 
 
 def rows_that_count(targets, ignore):
@@ -98,8 +94,8 @@ def cross_entropy(logits, targets, *, ignore=None, out=np.float32):
     V = logits.shape[-1]
     flat, (targets, counted, number) = bits(logits.reshape(-1, V)), rows_that_count(targets, ignore)
     lse, losses = np.empty((len(flat), 1), np.float32), np.empty(len(flat), np.float32)
-    rows = task_rows(V)
-    tasks.run(_cross_entropy, _cross_entropy_pool, tasks.count(len(flat), rows), flat, targets, counted, lse.reshape(-1), losses, rows)
+    rows, tasks = shares(len(flat), LEAST // V)
+    run(_cross_entropy, _cross_entropy_pool, tasks, flat, targets, counted, lse.reshape(-1), losses, rows)
     loss = np.asarray(losses.sum(dtype=np.float32) / number)                               # () f32, float32 accumulate
     return (to_float16(loss) if out is np.float16 else loss), {"lse": lse}
 
@@ -108,8 +104,8 @@ def cross_entropy_vjp(g, logits, targets, lse, *, ignore=None, out=(np.float32, 
     """The cotangent of the logits; none of the targets."""
     V = logits.shape[-1]
     flat, (targets, counted, number) = bits(logits.reshape(-1, V)), rows_that_count(targets, ignore)
-    dlogits, rows = np.empty(logits.shape, out[0]), task_rows(V)
+    dlogits, (rows, tasks) = np.empty(logits.shape, out[0]), shares(len(flat), LEAST // V)
     weight = np.float32(g) / number
-    tasks.run(_cross_entropy_vjp, _cross_entropy_vjp_pool, tasks.count(len(flat), rows), weight, flat, targets, counted,
-              lse.reshape(-1), bits(dlogits.reshape(-1, V)), rows)
+    run(_cross_entropy_vjp, _cross_entropy_vjp_pool, tasks, weight, flat, targets, counted, lse.reshape(-1),
+        bits(dlogits.reshape(-1, V)), rows)
     return dlogits, None

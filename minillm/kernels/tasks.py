@@ -1,19 +1,29 @@
-"""How work is cut for numba's pool: into tasks whose number and bounds depend on the shape alone, never on the threads.
+"""How rows and values are shared out among threads: into tasks, by the array's shape alone.
 
-A kernel of this kind is two functions: a plain one that does task number `task`, and a thin one with parallel=True whose only loop
-hands out tasks. What parallel=True compiles it also rewrites, so that no work stands there.
+A task is computed by one thread from its first row to its last, and no sum crosses the border of two tasks but in their order, so
+results are the same bits on any number of threads. A kernel is a plain function of one task; beside it stands a loop over tasks,
+which numba runs in its own pool. The count of threads is numba's setting.
 """
-BLOCK = 16384        # values a task: 64 KB of float32, a few microseconds, which is what starting the pool costs
+from collections.abc import Callable
+
+from minillm.kernels.scalars import JIT
+
+POOL = JIT | {"parallel": True}    # for functions that are nothing but a prange over tasks: numba rewrites what stands inside
+VALUES = 4096                      # in a task at least: 1 to 5 us of work
+TASKS = 64                         # at most: four for each of 16 threads, and sums over tasks stay short
+ALONE = 4                          # so few tasks end sooner than the pool's threads have begun, after 3 us
 
 
-def count(size: int, block: int = BLOCK) -> int:
-    """Tasks that `size` values or rows make, the last one perhaps smaller."""
-    return -(-size // block)
+def shares(n: int, least: int) -> tuple[int, int]:
+    """How many of n items go into a task, at least `least`, and how many tasks that makes."""
+    each = max(1, least, -(-n // TASKS))
+    return each, -(-n // each)
 
 
-def run(one, pool, tasks: int, *arguments) -> None:
-    """A single task runs here, several run in the pool."""
-    if tasks <= 1:
-        one(*arguments, 0)
+def run(task: Callable, pool: Callable, tasks: int, *arguments) -> None:
+    """Tasks 0 ... tasks - 1: in numba's pool, or one after the other where there are few."""
+    if tasks > ALONE:
+        pool(tasks, *arguments)
     else:
-        pool(*arguments, tasks)
+        for number in range(tasks):
+            task(number, *arguments)

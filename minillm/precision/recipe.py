@@ -120,21 +120,28 @@ class Ops:
 
     def call(self, rule: Rule, *inputs, **static) -> Tensor:
         """Put in front of each input what the recipe says, then apply the rule."""
-        casts, quantizers, result, products = self.plan(rule, current_scope(), len(inputs))
-        inputs = [self.prepare(rule, *each, inputs) if isinstance(each[0], Tensor) else each[0]
-                  for each in zip(inputs, rule.names(len(inputs)), casts, quantizers, strict=False)]
+        touched, result, products = self.plan(rule, current_scope(), len(inputs))
+        if touched:
+            given, inputs = inputs, list(inputs)
+            for i, name, cast, quantizer in touched:
+                if i < len(given) and isinstance(given[i], Tensor):
+                    inputs[i] = self.prepare(rule, given[i], name, cast, quantizer, given)
         if products:
             static = {"products": products} | static
         return apply(rule, *inputs, context=self.context, result=result, **static)
 
     def plan(self, rule: Rule, place: str, count: int):
-        """What the tables say of an op at a place: casts and quantizers by input, the result's format, the products."""
+        """What the tables say of an op at a place: (number, name, cast, quantizer) of inputs that are not left as they are, the
+        result's format, the products.
+        """
         if (rule.name, place, count) not in self._plans:
             recipe, op, names = self.recipe, rule.name, rule.names(count)
             casts = [(named if n in rule.wide else find)(recipe.casts, place, op, n) or "as is" for n in names]
             quantizers = [named(recipe.quantizers, place, op, n) for n in names]
             products = find(recipe.products, place, op) if "products" in rule.defaults else None
-            self._plans[rule.name, place, count] = casts, quantizers, find(recipe.results, place, op), products
+            each = zip(range(len(names)), names, casts, quantizers, strict=True)
+            touched = [(i, name, cast, quantizer) for i, name, cast, quantizer in each if cast != "as is" or quantizer]
+            self._plans[rule.name, place, count] = touched, find(recipe.results, place, op), products
         return self._plans[rule.name, place, count]
 
     def prepare(self, rule, x, name, cast, quantizer, inputs):
