@@ -1,17 +1,18 @@
 """Rows of a table by id, and the gradient of the table: the rows' cotangents, summed in the order in which the ids stand.
 
-A task has a stripe of the table, 16 columns, and walks all ids: so threads never meet in a row, and every sum has the one order
+A task has 16 columns of the table, one cache line, and walks all ids: so threads never meet in a row, and every sum has the one order
 that NumPy's add.at has. Rows that no id names are 0.
 """
 import numpy as np
 from numba import njit, prange
 
+from minillm.kernels.lanes import LANES, read, write
 from minillm.kernels.rounding import to_float16
 from minillm.kernels.scalars import JIT, bits, load, store
 from minillm.kernels.tasks import POOL, run, shares
 
-STRIPE = 16                        # columns: one cache line of float32
 LEAST = 4096                       # values in a task of the forward pass at least
+ZERO = np.float32(0)
 
 
 @njit(**JIT)
@@ -35,19 +36,18 @@ def _embedding_pool(tasks, weight, ids, y, rows):
 
 
 @njit(**JIT)
-def _embedding_vjp(task, g, ids, table):
-    stripe, columns = table[:, task * STRIPE:(task + 1) * STRIPE], g[:, task * STRIPE:(task + 1) * STRIPE]
+def _embedding_vjp(task, V, C, g, ids, table):
+    j = task * LANES
     for i in range(ids.size):
-        if 0 <= ids[i] < len(table):
-            total, gi = stripe[ids[i]], columns[i]
-            for j in range(gi.size):
-                total[j] += load(gi, j)
+        if 0 <= ids[i] < V:
+            at = ids[i] * C + j
+            write(table, at, C - j, read(table, at, C - j, ZERO) + read(g, i * C + j, C - j, ZERO))
 
 
 @njit(**POOL)
-def _embedding_vjp_pool(tasks, g, ids, table):
+def _embedding_vjp_pool(tasks, V, C, g, ids, table):
     for task in prange(tasks):
-        _embedding_vjp(task, g, ids, table)
+        _embedding_vjp(task, V, C, g, ids, table)
 
 
 def flat_ids(ids):
@@ -64,7 +64,6 @@ def embedding(weight, ids, *, out):
 
 def embedding_vjp(g, weight_shape, ids, out=(np.float32, np.float32)):
     """The gradient of the table (V,C), float32 accumulate; none of the ids."""
-    C = weight_shape[-1]
-    table = np.zeros(weight_shape, np.float32)
-    run(_embedding_vjp, _embedding_vjp_pool, -(-C // STRIPE), bits(g.reshape(-1, C)), flat_ids(ids), table)
+    (V, C), table = weight_shape, np.zeros(weight_shape, np.float32)
+    run(_embedding_vjp, _embedding_vjp_pool, -(-C // LANES), V, C, bits(g.reshape(-1)), flat_ids(ids), table.reshape(-1))
     return (to_float16(table) if out[0] is np.float16 else table), None

@@ -70,7 +70,7 @@ def _shorten(task, x, out, each, digits, in_place):
     x, out, drop = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each], np.int32(digits)
     if in_place:                                 # a loop of its own: where x and out may overlap, nothing is vectorised
         for i in range(x.size):
-            x[i] = _shortened(x[i], drop)
+            out[i] = _shortened(out[i], drop)
     else:
         for i in range(x.size):
             out[i] = _shortened(x[i], drop)
