@@ -26,11 +26,12 @@ def check_rounding(rounding: str) -> tuple[str, int]:
     return ("stochastic", int(found[1])) if found else (rounding, 32)
 
 
-def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None = None):
+def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None = None, overwrite: bool = False):
     """Round floating values into a format, each to one of the two values of the format that are next to it.
 
     x: array of any shape and byte order, float16, float32 or float64, or a Python float. Returns an array of `format.storage`;
     x itself if there is nothing to round. rounding: one of ROUNDINGS, or "stochastic_n" with n random bits instead of 32.
+    overwrite: nobody needs x any more, so that its memory may, but need not, hold the result.
 
     A stochastic one needs a `key` of 64 bits, from which and from each value's place in x its bits come. It takes the larger size
     with the probability of x's place between the two, cut to n bits: with few of them sizes come out too small, by less than 2^-n
@@ -56,12 +57,13 @@ def round_to(x, format: Format, rounding: str = "nearest_even", key: int | None 
     if compiled and format is E8M0 and mode == "nearest_even":
         return kernels.load("rounding").to_block_scales(x)
     if compiled and has_kernel(format):
-        return to_native(kernels.load("rounding").to_grid(x, format, mode, random, key or 0), format)
+        return to_native(kernels.load("rounding").to_grid(x, format, mode, random, key or 0, overwrite), format)
     if format.tiny < np.finfo(x.dtype).tiny or np.finfo(x.dtype).bits < np.finfo(format.storage).bits:
         x = widen(x, np.float64)                 # exact: 2^-127, the least block scale, is subnormal in float32
     return to_native(to_grid(x, format, mode, random, key), format)
 
 
+@functools.cache
 def has_kernel(format: Format) -> bool:
     """Whether the compiled loops cover a format: a sign, a zero, float32's normal range, and a spacing to add 2^23 of."""
     return format.signed and format.zero and format.storage is not np.float64 and format.tiny >= FLOAT32.tiny \
@@ -79,6 +81,8 @@ def check_key(key: int | None, what: str) -> int:
 
 def floats(x, format):
     """X as an array of native float16, float32 or float64; anything else has no bits that could be rounded."""
+    if type(x) is np.ndarray and x.dtype.char in "efd" and x.dtype.isnative:
+        return x
     if isinstance(x, np.generic) or not hasattr(x, "dtype"):
         x = np.asarray(x)
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:

@@ -23,6 +23,22 @@ def plain_causal(static, arrays) -> bool:
     return one_shape and static["causal"] and arrays.get("mask") is None and static["products"] is FLOAT32_PRODUCTS
 
 
+def in_range(ids, end) -> bool:
+    """Signed whole numbers from 0 to end - 1; what else there may be, the rule refuses or knows."""
+    return ids.dtype.kind == "i" and (not ids.size or bool(ids.min() >= 0 and ids.max() < end))
+
+
+def rows_of_the_table(static, arrays) -> bool:
+    return in_range(arrays["ids"], arrays["weight"].shape[0])
+
+
+def classes(static, arrays) -> bool:
+    """Targets that fit the logits and are classes, at least one that counts."""
+    logits, targets = arrays["logits"], arrays["targets"]
+    counted = targets if static["ignore"] is None else targets[targets != static["ignore"]]
+    return targets.shape == logits.shape[:-1] and counted.size > 0 and in_range(counted, logits.shape[-1])
+
+
 def plain_products(static, arrays) -> bool:
     """Products in float32 whose batches, if the right operand has one, are those of the left."""
     x, z = arrays["x"], arrays.get("z")
@@ -52,6 +68,9 @@ KERNELS = {
     "matmul": Kernel("products", "matmul", plain_products),
     "linear": Kernel("products", "linear", plain_products),
     "attention": Kernel("attention", "attention", plain_causal),
+    "cross_entropy": Kernel("losses", "cross_entropy", classes),
+    "embedding": Kernel("embedding", "embedding", rows_of_the_table),
+    "dropout": Kernel("dropout", "dropout"),
 }
 
 

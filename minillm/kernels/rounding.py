@@ -1,33 +1,85 @@
 """Whole arrays between formats: float32 to float16 and back, and to the grid of any other format in any rounding."""
+import functools
+
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from minillm.kernels.scalars import JIT, bits, bits_float, float_bits, load, store
+from minillm.kernels.tasks import POOL, run, shares
+
+LEAST = 8192
 
 
 @njit(**JIT)
-def _copy(x, out):
+def _copy(task, x, out, each):
+    x, out = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each]
     for i in range(x.size):
         store(out, i, load(x, i))
 
 
+@njit(**POOL)
+def _copy_pool(tasks, x, out, each):
+    for task in prange(tasks):
+        _copy(task, x, out, each)
+
+
+def _run(task, pool, x, out, *rest):
+    """Flat arrays, in tasks of at least 8192 values: 3 to 10 us each."""
+    each, tasks = shares(x.size, LEAST)
+    run(task, pool, tasks, x, out, each, *rest)
+
+
 def _each(kernel, x, dtype):
     """Run a loop over the values of x in whatever order they lie, into a new array of the same layout."""
-    if not (x.flags.c_contiguous or x.flags.f_contiguous):
+    if x.flags.c_contiguous:
+        out = np.empty(x.shape, dtype)
+        kernel(bits(x.reshape(-1)), bits(out.reshape(-1)))
+        return out
+    if not x.flags.f_contiguous:
         x = np.ascontiguousarray(x)
     out = np.empty_like(x, dtype)
     kernel(bits(x.ravel("K")), bits(out.ravel("K")))
     return out
 
 
+def _copied(x, out):
+    _run(_copy, _copy_pool, x, out)
+
+
 def to_float16(x: np.ndarray) -> np.ndarray:
     """float32 rounded to float16, nearest even."""
-    return _each(_copy, x, np.float16)
+    return _each(_copied, x, np.float16)
 
 
 def to_float32(x: np.ndarray) -> np.ndarray:
     """float16 widened to float32: exact."""
-    return _each(_copy, x, np.float32)
+    return _each(_copied, x, np.float32)
+
+
+@njit(inline="always")
+def _shortened(value, drop):
+    """A float32 without its last `drop` digits, nearest even: a carry moves into the exponent, and past the largest is infinity."""
+    pattern, kept = float_bits(value), np.int32(np.int32(-1) << drop)
+    half = np.int32(np.int32(np.int32(1) << np.int32(drop - 1)) - 1 + np.int32(np.int32(pattern >> drop) & 1))
+    quiet = np.int32(np.int32(pattern | 0x400000) & kept)
+    return bits_float(quiet if np.int32(pattern & 0x7FFFFFFF) > 0x7F800000 else np.int32(np.int32(pattern + half) & kept))
+
+
+@njit(**JIT)
+def _shorten(task, x, out, each, digits, in_place):
+    x, out, drop = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each], np.int32(digits)
+    if in_place:                                 # a loop of its own: where x and out may overlap, nothing is vectorised
+        for i in range(x.size):
+            out[i] = _shortened(out[i], drop)
+    else:
+        for i in range(x.size):
+            out[i] = _shortened(x[i], drop)
+
+
+@njit(**POOL)
+def _shorten_pool(tasks, x, out, each, digits, in_place):
+    for task in prange(tasks):
+        _shorten(task, x, out, each, digits, in_place)
 
 
 @njit(**JIT)
@@ -76,8 +128,9 @@ def _nearest(size, drop, tiny, evenly):
 
 
 @njit(**JIT)
-def _nearest_even(x, out, mantissa, lowest, smallest, positive, negatives, nan, minus_zero, evenly, coarse, low_key, high_key):
-    """Nearest even. Most arrays lie within the ends of their format: a block that does not is done again with care."""
+def _nearest_even(task, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly):
+    """Nearest even. Most arrays lie within the ends of their format: 2048 values that do not are done again with care."""
+    x, out = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each]
     drop, tiny = np.int32(23 - mantissa), np.int32(lowest << 23)
     inside = min(positive[0], negatives[0])
     for start in range(0, x.size, 2048):
@@ -94,6 +147,12 @@ def _nearest_even(x, out, mantissa, lowest, smallest, positive, negatives, nan, 
                 pattern = float_bits(block[i])
                 result = _nearest(np.int32(pattern & 0x7FFFFFFF), drop, tiny, evenly)
                 rounded[i] = _finished(result, pattern, False, positive, negatives, nan, minus_zero)
+
+
+@njit(**POOL)
+def _nearest_even_pool(tasks, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly):
+    for task in prange(tasks):
+        _nearest_even(task, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly)
 
 
 def _grid(mode):
@@ -129,11 +188,18 @@ def _grid(mode):
 
 
 LOOPS = {mode: _grid(mode) for mode in ("nearest_away", "toward_zero", "up", "down", "stochastic")}
-LOOPS["nearest_even"] = _nearest_even
 
 
-def to_grid(x: np.ndarray, format, mode: str, random: int, key: int) -> np.ndarray:
-    """float32 rounded into a format with a sign and a zero that float32 arrays hold, in any mode; stored in float32."""
+@functools.cache
+def shortens(format) -> bool:
+    """Whether a format is float32 with fewer digits and nothing else, as bfloat16 and tf32 are: its ends need no care."""
+    same = (format.exponent_bits, format.bias, format.specials, format.overflow) == (8, 127, "ieee", "infinity")
+    return same and format.subnormals and format.mantissa_bits < 23
+
+
+@functools.cache
+def _facts(format):
+    """What the loops are told of a format, as bit patterns."""
     def pattern(value):
         return np.float32(value).view(np.int32)
 
@@ -144,9 +210,28 @@ def to_grid(x: np.ndarray, format, mode: str, random: int, key: int) -> np.ndarr
     if not format.has_nan:
         nan = np.int32(0), pattern(0 if format.nan == "zero" else format.max)
     evenly = np.float32(2.0**23 * format.smallest)               # next to it, float32 values are `smallest` apart
-    facts = (np.int32(format.mantissa_bits), np.int32(pattern(format.tiny) >> 23), pattern(format.smallest), ends(False),
-             ends(True), nan, np.int32(format.has_negative_zero), evenly)
+    return {"mantissa": np.int32(format.mantissa_bits), "lowest": np.int32(pattern(format.tiny) >> 23),
+            "smallest": pattern(format.smallest), "positive": ends(False), "negatives": ends(True), "nan": nan,
+            "minus_zero": format.has_negative_zero, "evenly": evenly}
+
+
+def shorten(x: np.ndarray, digits: int, overwrite: bool = False) -> np.ndarray:
+    """float32 without its last `digits` bits, 1 to 22, nearest even; in the memory of x itself where that may be overwritten."""
+    if overwrite and x.flags.c_contiguous and x.flags.writeable:
+        flat = bits(x.reshape(-1))
+        _run(_shorten, _shorten_pool, flat, flat, digits, True)
+        return x
+    return _each(lambda flat, out: _run(_shorten, _shorten_pool, flat, out, digits, False), x, np.float32)
+
+
+def to_grid(x: np.ndarray, format, mode: str, random: int, key: int, overwrite: bool = False) -> np.ndarray:
+    """float32 rounded into a format with a sign and a zero that float32 arrays hold, in any mode; stored in float32."""
+    if mode == "nearest_even" and shortens(format):
+        return shorten(x, 23 - format.mantissa_bits, overwrite)
+    if mode == "nearest_even":
+        facts = [fact for name, fact in _facts(format).items() if name != "smallest"]
+        return _each(lambda values, out: _run(_nearest_even, _nearest_even_pool, values, out, *facts), x, np.float32)
     bits_drawn = np.uint32(32 - random), np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
     if mode == "stochastic":
         x = np.ascontiguousarray(x).reshape(x.shape)                         # a value's bits come from its place in C's order
-    return _each(lambda values, out: LOOPS[mode](values, out, *facts, *bits_drawn), x, np.float32)
+    return _each(lambda values, out: LOOPS[mode](values, out, *_facts(format).values(), *bits_drawn), x, np.float32)

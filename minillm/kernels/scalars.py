@@ -19,6 +19,7 @@ from minillm.errors import MiniLLMError
 
 # error_model="numpy": a division by zero is inf, and loops with divisions vectorise. Never fastmath: it deletes NaN checks.
 JIT = {"error_model": "numpy", "cache": True, "nogil": True}
+HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 
 
 def _intrinsic(source, target, emit):
@@ -131,8 +132,8 @@ def bits(array: np.ndarray) -> np.ndarray:
     One that does not lie in one piece is copied: for another layout numba would compile each kernel again, for seconds.
     """
     array = np.ascontiguousarray(array)
-    if array.dtype == np.float16:
+    if array.dtype == HALF:                      # a dtype is compared in 0.05 us, a type in 0.3
         return array.view(np.uint16)
-    if array.dtype != np.float32:                # numba would compile a loop that computes in double
+    if array.dtype != SINGLE:                    # numba would compile a loop that computes in double
         raise MiniLLMError(f"kernels take float16 and float32, not {array.dtype}: round it first")
     return array

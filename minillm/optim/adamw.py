@@ -21,6 +21,7 @@ class AdamW(Optimizer):
                  *how, **named):
         super().__init__(parameters, *how, **named)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.fused, self.numbers = False, {}     # of this step: whether a kernel updates, and what it multiplies by
 
     def constants(self, p, lr):
         """What one update multiplies by, as float32: 1 - beta1, 1 - beta2, both bias corrections, eps, lr, decay."""
@@ -28,10 +29,18 @@ class AdamW(Optimizer):
         return tuple(map(np.float32, (1 - b1, 1 - b2, 1 / (1 - b1**self.steps), 1 / (1 - b2**self.steps), self.eps, lr,
                                       1 - lr * self.weight_decay * (p.ndim > 1))))
 
+    def step(self, gradients, lr, factor=1.0, attempt=None):
+        self.fused, self.numbers = self.fuses(), {}
+        super().step(gradients, lr, factor, attempt)
+
+    def fuses(self) -> bool:
+        """Whether the kernel stands in where it knows a parameter's format: it keeps float16 and float32, and writes to nearest."""
+        native = isinstance(self.state_format, Format) and not self.state_format.simulated
+        return native and self.how == "nearest_even" and kernels.enabled() and not watched()
+
     def update(self, name, p, gradient, lr, factor):
-        if self.fuses(p):
-            p.data = kernels.load("optimizers").adamw(p.data, gradient, self.state["m"][name], self.state["v"][name], factor,
-                                                      *self.constants(p, lr))
+        if self.fused and p.size and not p.format.simulated:
+            self.update_fused(name, p, gradient, lr, factor)
             return
         c1, c2, unbias1, unbias2, eps, lr, decay = self.constants(p, lr)
         m, v = (self.recall(slot, name) for slot in self.slots)
@@ -41,7 +50,10 @@ class AdamW(Optimizer):
         update = (m * unbias1) / (np.sqrt(v * unbias2) + eps)
         self.write(name, p, self.weight(name, p) * decay - lr * update)
 
-    def fuses(self, p) -> bool:
-        """Whether the kernel stands in: it knows float16 and float32, and writes to nearest."""
-        native = isinstance(self.state_format, Format) and not (p.format.simulated or self.state_format.simulated)
-        return native and self.how == "nearest_even" and kernels.enabled() and not watched() and p.size > 0
+    def update_fused(self, name, p, gradient, lr, factor):
+        """One pass of a kernel; what it multiplies by is the same for all parameters that decay, and for all that do not."""
+        decays = p.ndim > 1
+        if decays not in self.numbers:
+            self.numbers[decays] = np.array((factor, *self.constants(p, lr)), np.float32)    # (8,) f32
+        moments = self.state["m"][name], self.state["v"][name]
+        p.data = kernels.load("optimizers").adamw(p.data, gradient, *moments, self.numbers[decays])

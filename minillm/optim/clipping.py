@@ -12,13 +12,15 @@ def global_norm(gradients: Iterable[np.ndarray], factor: float = 1.0) -> float:
 
     Values are multiplied before they are squared: scaled by 2^16 a float32 square could overflow where the gradient does not.
     """
-    total = np.float32(0)
+    total, factor, kernel = np.float32(0), np.float32(factor), None
+    if kernels.enabled():
+        kernel = kernels.load("optimizers").sum_of_squares
     with np.errstate(all="ignore"):
         for g in gradients:
-            if kernels.enabled() and g.size:
-                total += kernels.load("optimizers").sum_of_squares(g, np.float32(factor))
+            if kernel and g.size:
+                total += kernel(g, factor)
             else:
-                total += np.square(widen(g, np.float32) * np.float32(factor)).sum(dtype=np.float32)
+                total += np.square(widen(g, np.float32) * factor).sum(dtype=np.float32)
         return float(np.sqrt(total))
 
 
