@@ -1,8 +1,9 @@
 """Which compiled kernel stands beside which rule. A kernel stands in for a rule, it does not redefine it.
 
 A forward kernel takes the arrays as they are stored, the rule's static arguments, and `out`, the type of its result: float32 for
-the exact values, float16 for the same values rounded once on their way to memory. A vjp kernel takes the cotangent and what the
-rule's vjp names, as stored, and returns float32 cotangents, because they may still have to be summed.
+the exact values, float16 for the same values rounded once on their way to memory. A vjp kernel takes the cotangent, what the
+rule's vjp names, as stored, and `out`, a type for each input: float32, for cotangents that may still have to be summed, or float16
+likewise.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,19 @@ def plain_causal(static, arrays) -> bool:
     """Attention as a GPT is trained with it: causal, no mask, queries, keys and values of one shape, float32 products."""
     one_shape = arrays["q"].shape == arrays["k"].shape == arrays["v"].shape and arrays["q"].shape[-1] % static["heads"] == 0
     return one_shape and static["causal"] and arrays.get("mask") is None and static["products"] is FLOAT32_PRODUCTS
+
+
+def one_shape(static, arrays) -> bool:
+    """Nothing is repeated: a residual, not a bias."""
+    return static["x_shape"] == static["z_shape"] if "g" in arrays else arrays["x"].shape == arrays["z"].shape
+
+
+def last_axis(static, arrays) -> bool:
+    """Rows as they lie in memory, and a mask, if there is one, that spreads over them and not they over it."""
+    shape = arrays["x" if "x" in arrays else "g"].shape
+    spread = () if arrays.get("mask") is None else arrays["mask"].shape
+    fits = len(spread) <= len(shape) and all(m in (1, n) for m, n in zip(spread[::-1], shape[::-1], strict=False))
+    return len(shape) > 0 and static["axis"] in (-1, len(shape) - 1) and fits
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,11 @@ class Kernel:
 
 KERNELS = {
     "gelu": Kernel("elementwise", "gelu"),
+    "add": Kernel("elementwise", "add", one_shape),
     "layer_norm": Kernel("rowwise", "layer_norm"),
+    "rms_norm": Kernel("rowwise", "rms_norm"),
+    "softmax": Kernel("softmax", "softmax", last_axis),
+    "log_softmax": Kernel("softmax", "log_softmax", last_axis),
     "attention": Kernel("attention", "attention", plain_causal),
 }
 
