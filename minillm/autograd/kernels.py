@@ -1,8 +1,9 @@
 """Which compiled kernel stands beside which rule. A kernel stands in for a rule, it does not redefine it.
 
 A forward kernel takes the arrays as they are stored, the rule's static arguments, and `out`, the type of its result: float32 for
-the exact values, float16 for the same values rounded once on their way to memory. A vjp kernel takes the cotangent and what the
-rule's vjp names, as stored, and returns float32 cotangents, because they may still have to be summed.
+the exact values, float16 for the same values rounded once on their way to memory. A vjp kernel takes the cotangent, what the
+rule's vjp names, as stored, and `out`, a type for each input: float32, for cotangents that may still have to be summed, or float16
+likewise.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,19 @@ def plain_products(static, arrays) -> bool:
     return static["products"] is FLOAT32_PRODUCTS and (z is None or z.ndim <= 2 or x.shape[:-2] == z.shape[:-2])
 
 
+def one_shape(static, arrays) -> bool:
+    """Nothing is repeated: a residual, not a bias."""
+    return arrays["x"].shape == arrays["z"].shape
+
+
+def last_axis(static, arrays) -> bool:
+    """Rows as they lie in memory, and a mask, if there is one, that spreads over them and not they over it."""
+    shape = arrays["x"].shape
+    spread = () if arrays.get("mask") is None else arrays["mask"].shape
+    fits = len(spread) <= len(shape) and all(m in (1, n) for m, n in zip(spread[::-1], shape[::-1], strict=False))
+    return len(shape) > 0 and static["axis"] in (-1, len(shape) - 1) and fits
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The names of a rule's two kernels in a module of the kernels room, looked up on first use, and what they can serve."""
@@ -64,9 +78,13 @@ class Kernel:
 
 KERNELS = {
     "gelu": Kernel("elementwise", "gelu"),
+    "add": Kernel("elementwise", "add", one_shape),
     "layer_norm": Kernel("rowwise", "layer_norm"),
     "matmul": Kernel("products", "matmul", plain_products),
     "linear": Kernel("products", "linear", plain_products),
+    "rms_norm": Kernel("rowwise", "rms_norm"),
+    "softmax": Kernel("softmax", "softmax", last_axis),
+    "log_softmax": Kernel("softmax", "log_softmax", last_axis),
     "attention": Kernel("attention", "attention", plain_causal),
     "cross_entropy": Kernel("losses", "cross_entropy", classes),
     "embedding": Kernel("embedding", "embedding", rows_of_the_table),

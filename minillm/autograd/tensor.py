@@ -1,6 +1,4 @@
 """Tensor, the one dispatcher that applies a rule and rounds once, and the backward pass."""
-import functools
-import inspect
 import numbers
 from collections import Counter
 from collections.abc import Iterator
@@ -314,12 +312,6 @@ def share_type(parent, compute, uses) -> type:
     return np.float16 if once and cotangent_format(parent.format, parent.context) is FLOAT16 else compute
 
 
-@functools.cache
-def takes_out(vjp) -> bool:
-    """Whether a kernel's vjp rounds on its way to memory: until all of them do."""
-    return "out" in inspect.signature(vjp).parameters
-
-
 def cotangents(xp, node, exact, uses):
     """Round what has arrived at a node and pass it through the rule: a cotangent for each parent, of the parent's shape.
 
@@ -330,14 +322,13 @@ def cotangents(xp, node, exact, uses):
     if node.kept is None:
         raise MiniLLMError(f"backward: a part of this graph, up to {node.address}, was walked already: add the losses, walk once")
     g = received(exact, node.format, node.address, node.context)
-    if node.kernel and takes_out(node.kernel.vjp):
+    if node.kernel:
         out = tuple([share_type(p, node.compute, uses) for p in node.parents])
         shares = node.kernel.vjp(g, **node.kept, out=out)
-    elif node.kernel:
-        shares, out = node.kernel.vjp(g, **node.kept), (node.compute,) * len(node.parents)
     else:
+        out = (node.compute,) * len(node.parents)
         kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
-        shares, out = node.rule.backward(xp, widened(g, node.compute), **kept), (node.compute,) * len(node.parents)
+        shares = node.rule.backward(xp, widened(g, node.compute), **kept)
     for parent, share, kind in zip(node.parents, shares, out, strict=True):
         if parent is not None and (share is None or share.shape != parent.shape or share.dtype != kind):
             found = "nothing" if share is None else f"{share.dtype} {share.shape}"

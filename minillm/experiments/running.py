@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from minillm import kernels
 from minillm.autograd.watching import watch
+from minillm.backend import freed_memory_kept
 from minillm.conversion.rounding import round_to_int8
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
@@ -70,7 +71,8 @@ def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict],
 
     announce_compiling(quiet)
     total, shown = run.options.steps, {}
-    with tqdm(total=total, initial=run.trainer.step, desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5) as bar:
+    options = {"desc": title, "unit": "step", "disable": quiet, "leave": False, "mininterval": 0.5}
+    with freed_memory_kept(), tqdm(total=total, initial=run.trainer.step, **options) as bar:
         while run.trainer.step < total and run.trainer.diverged_at is None:
             began = time.perf_counter()
             record = run.trainer.advance()

@@ -1,86 +1,178 @@
-"""layer_norm, forward and backward, a row at a time: a row stays in the cache where NumPy reads the array six times."""
+"""layer_norm and rms_norm, forward and backward, a row at a time: a row stays in the cache where NumPy reads the array six times.
+
+Cotangents of gain and shift are sums over rows: first over the rows of each task, then over the tasks in their order.
+"""
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from minillm.errors import MiniLLMError
-from minillm.kernels.scalars import JIT, bits, load, store
+from minillm.kernels.elementwise import stored
+from minillm.kernels.lanes import LANES, fused, in_every_lane, read, total, write
+from minillm.kernels.scalars import JIT, bits
+from minillm.kernels.tasks import POOL, VALUES, run, shares
 
-LANES = 16                         # sums are sixteen side by side, in a fixed order: one vector register, the same bits each time
+ZERO, ONE = np.float32(0), np.float32(1)
+BLOCK = 2048                       # values that pass a loop before the next loop begins: else each row waits for its own sums
 
 
 @njit(inline="always")
-def total(row, lanes):
-    """The sum of a float32 row, float32 accumulate."""
-    lanes[:] = np.float32(0)
-    whole = row.size // LANES * LANES
-    for start in range(0, whole, LANES):
-        for lane in range(LANES):
-            lanes[lane] += row[start + lane]
-    for j in range(whole, row.size):
-        lanes[0] += row[j]
-    result = np.float32(0)
-    for lane in range(LANES):
-        result += lanes[lane]
-    return result
+def rows_in(values, C):
+    return max(values // max(C, 1), 1)
 
 
 @njit(**JIT)
-def _layer_norm(x, gain, shift, shifted, eps, y, mean, rstd):
-    rows, C = x.shape
-    row, square, lanes = np.empty(C, np.float32), np.empty(C, np.float32), np.empty(LANES, np.float32)
-    for i in range(rows):
-        xi, yi = x[i], y[i]
-        for j in range(C):
-            row[j] = load(xi, j)
-        m = total(row, lanes) / np.float32(C)
-        for j in range(C):
-            row[j] -= m
-            square[j] = row[j] * row[j]
-        r = np.float32(1) / np.sqrt(total(square, lanes) / np.float32(C) + eps)
-        mean[i], rstd[i] = m, r
-        if shifted:
-            for j in range(C):
-                store(yi, j, row[j] * r * load(gain, j) + load(shift, j))
-        else:
-            for j in range(C):
-                store(yi, j, row[j] * r * load(gain, j))
+def _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd):
+    end, step = min((task + 1) * each, rows), rows_in(BLOCK, C)
+    for first in range(task * each, end, step):
+        stop = min(first + step, end)
+        for i in range(first, stop):
+            sums = in_every_lane(ZERO)
+            for j in range(0, C, LANES):
+                sums = sums + read(x, i * C + j, C - j, ZERO)
+            mean[i] = total(sums) / np.float32(C)
+        for i in range(first, stop):
+            squares, m = in_every_lane(ZERO), mean[i]
+            for j in range(0, C, LANES):
+                c = read(x, i * C + j, C - j, m) - m
+                squares = fused(c, c, squares)
+            rstd[i] = ONE / np.sqrt(total(squares) / np.float32(C) + eps)
+        for i in range(first, stop):
+            m, r = mean[i], rstd[i]
+            for j in range(0, C, LANES):
+                normal = (read(x, i * C + j, C - j, m) - m) * r
+                write(y, i * C + j, C - j, fused(normal, read(gain, j, C - j, ZERO), read(shift, j, C - j, ZERO)))
+
+
+@njit(**POOL)
+def _layer_norm_pool(tasks, each, rows, C, x, gain, shift, eps, y, mean, rstd):
+    for task in prange(tasks):
+        _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd)
 
 
 @njit(**JIT)
-def _layer_norm_vjp(g, x, gain, mean, rstd, dx, dgain, dshift):
-    rows, C = x.shape
-    normal, h, product = np.empty(C, np.float32), np.empty(C, np.float32), np.empty(C, np.float32)
-    lanes = np.empty(LANES, np.float32)
-    for i in range(rows):
-        xi, gi, m, r = x[i], g[i], mean[i], rstd[i]
-        for j in range(C):
-            normal[j] = (load(xi, j) - m) * r
-            h[j] = load(gi, j) * load(gain, j)
-            product[j] = h[j] * normal[j]
-            dgain[j] += load(gi, j) * normal[j]
-            dshift[j] += load(gi, j)
-        along, across = total(h, lanes) / np.float32(C), total(product, lanes) / np.float32(C)
-        for j in range(C):
-            dx[i, j] = r * (h[j] - along - normal[j] * across)
+def _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift):
+    a, b = np.empty(each, np.float32), np.empty(each, np.float32)
+    end, step = min((task + 1) * each, rows), rows_in(BLOCK, C)
+    for first in range(task * each, end, step):
+        stop = min(first + step, end)
+        for i in range(first, stop):
+            m, r, along, across = mean[i], rstd[i], in_every_lane(ZERO), in_every_lane(ZERO)
+            for j in range(0, C, LANES):
+                gj, normal = read(g, i * C + j, C - j, ZERO), (read(x, i * C + j, C - j, m) - m) * r
+                h = gj * read(gain, j, C - j, ZERO)
+                along, across = along + h, fused(h, normal, across)
+                at = task * C + j                # this task's row of dgain and dshift
+                write(dgain, at, C - j, fused(gj, normal, read(dgain, at, C - j, ZERO)))
+                write(dshift, at, C - j, gj + read(dshift, at, C - j, ZERO))
+            a[i - first], b[i - first] = total(along) / np.float32(C), total(across) / np.float32(C)
+        for i in range(first, stop):
+            m, r = mean[i], rstd[i]
+            for j in range(0, C, LANES):
+                h, normal = read(g, i * C + j, C - j, ZERO) * read(gain, j, C - j, ZERO), (read(x, i * C + j, C - j, m) - m) * r
+                write(dx, i * C + j, C - j, (h - a[i - first] - normal * b[i - first]) * r)
 
 
-def rows_of(x):
-    return bits(x.reshape(-1, x.shape[-1]))
+@njit(**POOL)
+def _layer_norm_vjp_pool(tasks, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift):
+    for task in prange(tasks):
+        _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift)
+
+
+@njit(**JIT)
+def _rms_norm(task, each, rows, C, x, gain, eps, y, rms):
+    for i in range(task * each, min((task + 1) * each, rows)):
+        at, squares = i * C, in_every_lane(ZERO)
+        for j in range(0, C, LANES):
+            value = read(x, at + j, C - j, ZERO)
+            squares = fused(value, value, squares)
+        r = ONE / np.sqrt(total(squares) / np.float32(C) + eps)
+        rms[i] = r
+        for j in range(0, C, LANES):
+            write(y, at + j, C - j, read(x, at + j, C - j, ZERO) * r * read(gain, j, C - j, ZERO))
+
+
+@njit(**POOL)
+def _rms_norm_pool(tasks, each, rows, C, x, gain, eps, y, rms):
+    for task in prange(tasks):
+        _rms_norm(task, each, rows, C, x, gain, eps, y, rms)
+
+
+@njit(**JIT)
+def _rms_norm_vjp(task, each, rows, C, g, x, gain, rms, dx, dgain):
+    own = task * C
+    for i in range(task * each, min((task + 1) * each, rows)):
+        at, r, across = i * C, rms[i], in_every_lane(ZERO)
+        for j in range(0, C, LANES):
+            gj, normal = read(g, at + j, C - j, ZERO), read(x, at + j, C - j, ZERO) * r
+            across = fused(gj * read(gain, j, C - j, ZERO), normal, across)
+            write(dgain, own + j, C - j, fused(gj, normal, read(dgain, own + j, C - j, ZERO)))
+        b = total(across) / np.float32(C)
+        for j in range(0, C, LANES):
+            h, normal = read(g, at + j, C - j, ZERO) * read(gain, j, C - j, ZERO), read(x, at + j, C - j, ZERO) * r
+            write(dx, at + j, C - j, (h - normal * b) * r)
+
+
+@njit(**POOL)
+def _rms_norm_vjp_pool(tasks, each, rows, C, g, x, gain, rms, dx, dgain):
+    for task in prange(tasks):
+        _rms_norm_vjp(task, each, rows, C, g, x, gain, rms, dx, dgain)
+
+
+def flat(x):
+    """All values in a row, as they are stored."""
+    return bits(x).reshape(-1)
+
+
+def expect(shape, *arrays):
+    """MiniLLMError for an array of another shape, which a loop would read past its end."""
+    for a in arrays:
+        if a.shape != shape:
+            raise MiniLLMError(f"a kernel on rows got an array of shape {a.shape}: it must have shape {shape}")
+
+
+def row_shares(x):
+    """Rows, how many of them go into a task, and how many tasks that makes."""
+    C = x.shape[-1]
+    rows = x.size // C if C else 0
+    return C, rows, *shares(rows, VALUES // max(C, 1))
 
 
 def layer_norm(x, gain, shift=None, *, eps, out):
     """The rule's result and its two numbers a row."""
-    for name, vector in (("gain", gain), ("shift", gain if shift is None else shift)):
-        if vector.shape != x.shape[-1:]:         # the loop would read past its end
-            raise MiniLLMError(f"a {name} of shape {vector.shape} beside rows of {x.shape[-1]}: it must have shape {x.shape[-1:]}")
-    y = np.empty(x.shape, out)
-    mean, rstd = np.empty((*x.shape[:-1], 1), np.float32), np.empty((*x.shape[:-1], 1), np.float32)
-    _layer_norm(rows_of(x), bits(gain), bits(gain if shift is None else shift), shift is not None, np.float32(eps), rows_of(y),
-                mean.reshape(-1), rstd.reshape(-1))
-    return y, {"mean": mean, "rstd": rstd}
+    shift = np.zeros(gain.shape, gain.dtype) if shift is None else shift
+    expect(x.shape[-1:], gain, shift)
+    C, rows, each, tasks = row_shares(x)
+    y, mean, rstd = np.empty(x.shape, out), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    run(_layer_norm, _layer_norm_pool, tasks, each, rows, C, flat(x), bits(gain), bits(shift), np.float32(eps), flat(y), mean, rstd)
+    row = (*x.shape[:-1], 1)
+    return y, {"mean": mean.reshape(row), "rstd": rstd.reshape(row)}
 
 
-def layer_norm_vjp(g, x, gain, mean, rstd):
-    dx, dgain, dshift = np.empty(x.shape, np.float32), np.zeros(gain.shape, np.float32), np.zeros(gain.shape, np.float32)
-    _layer_norm_vjp(rows_of(g), rows_of(x), bits(gain), mean.reshape(-1), rstd.reshape(-1), rows_of(dx), dgain, dshift)
-    return dx, dgain, dshift
+def layer_norm_vjp(g, x, gain, mean, rstd, *, out=(np.float32,) * 3):
+    expect(x.shape, g)
+    expect(x.shape[-1:], gain)
+    expect((*x.shape[:-1], 1), mean, rstd)
+    C, rows, each, tasks = row_shares(x)
+    dx, dgain, dshift = np.empty(x.shape, out[0]), np.zeros((tasks, C), np.float32), np.zeros((tasks, C), np.float32)
+    run(_layer_norm_vjp, _layer_norm_vjp_pool, tasks, each, rows, C, flat(g), flat(x), bits(gain), flat(mean), flat(rstd), flat(dx),
+        flat(dgain), flat(dshift))
+    return dx, stored(dgain.sum(0, dtype=np.float32), out[1]), stored(dshift.sum(0, dtype=np.float32), out[2])
+
+
+def rms_norm(x, gain, *, eps, out):
+    """The rule's result and its number a row."""
+    expect(x.shape[-1:], gain)
+    C, rows, each, tasks = row_shares(x)
+    y, rms = np.empty(x.shape, out), np.empty(rows, np.float32)
+    run(_rms_norm, _rms_norm_pool, tasks, each, rows, C, flat(x), bits(gain), np.float32(eps), flat(y), rms)
+    return y, {"rms": rms.reshape(*x.shape[:-1], 1)}
+
+
+def rms_norm_vjp(g, x, gain, rms, *, out=(np.float32,) * 2):
+    expect(x.shape, g)
+    expect(x.shape[-1:], gain)
+    expect((*x.shape[:-1], 1), rms)
+    C, rows, each, tasks = row_shares(x)
+    dx, dgain = np.empty(x.shape, out[0]), np.zeros((tasks, C), np.float32)
+    run(_rms_norm_vjp, _rms_norm_vjp_pool, tasks, each, rows, C, flat(g), flat(x), bits(gain), flat(rms), flat(dx), flat(dgain))
+    return dx, stored(dgain.sum(0, dtype=np.float32), out[1])
