@@ -182,7 +182,7 @@ def pack(operand, first, left, k0, steps, target, width):
 # the result
 
 def finishing(kind, size, count):
-    """result = sum + bias, `count` values side by side, rounded to float16 where the result is."""
+    """Result = sum + bias, `count` values side by side, rounded to float16 where the result is."""
     @intrinsic
     def operation(typingctx, sums, bias, biased, result):
         def emit(context, builder, signature, args):
