@@ -18,7 +18,7 @@ from minillm.errors import MiniLLMError
 from minillm.kernels import rounding
 from minillm.kernels.panels import close_panel, pack, value_size
 from minillm.kernels.scalars import INSTRUCTION, JIT
-from minillm.kernels.simd import LANES, read, write
+from minillm.kernels.simd import LANES, read, stay_whole, write
 from minillm.kernels.tiles import BFLOAT16_DOT, COLUMNS, HALF, KINDS, ROWS, group, height_of, kind_of, multiply_panels
 
 DEPTH = 256                        # units of k at a time: a panel of rows, 14 KB, stays in the first cache
@@ -52,6 +52,7 @@ finish_halves, finish_half = (finishing(True, count) for count in (LANES, 1))
 @njit(**JIT)
 def finish(panels, sums, stride, bias, result, half, rows, columns, N):
     """Sums as values of the result, `rows` rows of `columns` of its N columns."""
+    stay_whole()
     size, biased, whole = 2 if half else 4, bias != 0, columns // LANES * LANES
     for i in range(rows):
         source, place = sums + i * stride * 4, result + i * N * size
@@ -77,9 +78,14 @@ def parts(whole, size):
 
 
 @njit(**JIT)
+def address_of(array):
+    return np.intp(array.ctypes.data)            # signed: int64 + uint64 is float64 in numba, as in NumPy
+
+
+@njit(**JIT)
 def of_batch(operand, offset, panels):
-    address, half, across, along = operand
-    return address + offset * value_size(panels, half), half, across, along
+    address, half, across, along, shifted = operand
+    return address + offset * value_size(panels, half), half, across, along, shifted
 
 
 @njit(**JIT)
@@ -87,24 +93,26 @@ def panel_at(panels, units, across, batch, k0, column):
     """The address of the panel of columns that begins at `column`, k0 units deep. They lie by batch, depth, column."""
     before = (batch * (units + parts(units, DEPTH)) + k0 + k0 // DEPTH) * across * COLUMNS
     steps = min(DEPTH, units - k0)
-    return panels.ctypes.data + (before + column * (steps + 1)) * 4
+    return address_of(panels) + (before + column * (steps + 1)) * 4
 
 
 @njit(**JIT)
 def pack_columns(task, panels, b, N, K, offsets):
     """Task number `task` of the packing: one panel of columns, DEPTH units deep."""
+    stay_whole()
     units, across = parts(K, group(panels)), parts(N, COLUMNS)
     deep = parts(units, DEPTH)
     batch, block, column = task // (across * deep), task // across % deep, task % across * COLUMNS
     k0 = block * DEPTH
     steps, target = min(DEPTH, units - k0), panel_at(panels, units, across, batch, k0, column)
-    pack(panels, of_batch(b, offsets[batch], panels), column, N - column, k0, steps, K, target, COLUMNS, False)
+    pack(panels, of_batch(b, offsets[batch], panels), column, N - column, k0, steps, K, target, np.intp(COLUMNS))
     close_panel(panels, target, steps)
 
 
 @njit(**JIT)
 def multiply_block(task, panels, packed, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half):
     """Task number `task` of the product: `rows` x `columns` of the result. The columns are packed already, or are packed here."""
+    stay_whole()
     units, down, side, across = parts(K, group(panels)), parts(M, rows), parts(N, columns), parts(N, COLUMNS)
     batch, first, start = task // (down * side), task // side % down * rows, task % side * columns
     end, wide = min(first + rows, M), min(columns, N - start)
@@ -113,17 +121,17 @@ def multiply_block(task, panels, packed, a, b, M, N, K, rows, columns, a_offsets
     row_panel = np.empty(ROWS * DEPTH + LANES, panels.dtype)
     column_panel = np.empty(1 if packed else (DEPTH + 1) * COLUMNS, panels.dtype)
     held = np.empty((end - first + ROWS) * stride, panels.dtype)
-    left, right, sums = row_panel.ctypes.data, column_panel.ctypes.data, held.ctypes.data
+    left, right, sums = address_of(row_panel), address_of(column_panel), address_of(held)
     for k0 in range(0, units, DEPTH):
         steps = min(DEPTH, units - k0)
         for i in range(first, end, ROWS):
             height = height_of(end - i)
-            pack(panels, a, i, M - i, k0, steps, K, left, height, True)
+            pack(panels, a, i, M - i, k0, steps, K, left, height)
             for j in range(0, wide, COLUMNS):
                 if packed:
                     right = panel_at(panels, units, across, batch, k0, start + j)
                 else:
-                    pack(panels, b, start + j, N - start - j, k0, steps, K, right, COLUMNS, False)
+                    pack(panels, b, start + j, N - start - j, k0, steps, K, right, np.intp(COLUMNS))
                     close_panel(panels, right, steps)
                 multiply_panels(panels, height, left, right, sums + ((i - first) * stride + j) * 4, stride, steps, k0 == 0)
     place = result + ((batch * M + first) * N + start) * (2 if half else 4)
@@ -173,9 +181,9 @@ def scratch(size, dtype):
     return held[begin:begin + size].view(dtype)
 
 
-def operand(x, across, along):
+def operand(x, across, along, left):
     """An array as the kernel takes it; across and along are its axes."""
-    return x.ctypes.data, int(x.dtype == np.float16), x.strides[across] // x.itemsize, x.strides[along] // x.itemsize
+    return x.ctypes.data, int(x.dtype == np.float16), x.strides[across] // x.itemsize, x.strides[along] // x.itemsize, left
 
 
 def offsets(x, lead):
@@ -207,7 +215,7 @@ def multiply(kind, a, b, y, bias=None):
     packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
     panels = scratch(batches * (units + deep) * across * COLUMNS if packing else 0, kind)
     run = product_in_tasks if batches * M * N * K > 1 << 17 else product_alone
-    run(packing, products, panels, operand(a, -2, -1), operand(b, -1, -2), M, N, K, rows, columns, offsets(a, lead),
+    run(packing, products, panels, operand(a, -2, -1, 1), operand(b, -1, -2, 0), M, N, K, rows, columns, offsets(a, lead),
         offsets(b, lead), 0 if bias is None else bias.ctypes.data, y.ctypes.data, y.itemsize == 2)
 
 
