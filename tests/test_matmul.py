@@ -90,7 +90,10 @@ def test_each_rung_of_the_ladder_gives_the_bits_of_the_first(shape):
         assert bits(rung(a, b)) == bits(first), rung
 
 
-@pytest.mark.parametrize(("left", "right"), [((2, 3), (2, 3)), ((2, 3), ()), ((), (3,)), ((2, 1), (3,)), ((0, 2), (2,)), ((1,), (4,))])
+BATCHES = [((2, 3), (2, 3)), ((2, 3), ()), ((), (3,)), ((2, 1), (3,)), ((0, 2), (2,)), ((1,), (4,))]
+
+
+@pytest.mark.parametrize(("left", "right"), BATCHES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batches_broadcast_and_each_is_the_product_by_itself(left, right, layout):
     a, b = laid_out(values(1, *left, 17, 40), layout), laid_out(values(2, *right, 40, 35), layout)

@@ -5,6 +5,7 @@ The result is cut into tiles that fit into vector registers. What a tile needs o
 micro-kernel reads both panels from end to end. Sums run over k in order, one fused multiply-add each, whatever the shape, the
 batch, the path and the number of threads: a row of the result has the same bits alone as among others.
 """
+import functools
 import math
 import threading
 
@@ -154,14 +155,22 @@ def product_alone(packing, products, panels, a, b, M, N, K, rows, columns, a_off
         multiply_block(task, panels, packing > 0, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half)
 
 
-def task_shape(batches, M, N):
-    """Rows and columns of a task: large enough to use what is in the caches, enough tasks for sixteen threads."""
+@functools.lru_cache(maxsize=1024)
+def plan(kind, batches, M, N, K):
+    """(units of panels, tasks that pack, tasks of the product, rows and columns of one, whether threads share them).
+
+    A task is large enough to use what is in the caches; there are enough for sixteen threads. Nothing depends on their number.
+    """
     rows, columns = 4 * ROWS, 8 * COLUMNS
     while rows > ROWS and batches * -(-M // rows) * -(-N // columns) < 16:
         rows //= 2
     while columns > COLUMNS and batches * -(-M // rows) * -(-N // columns) < 8:
         columns //= 2
-    return rows, columns
+    units, across = -(-K // KINDS[from_dtype(np.dtype(kind))].group), -(-N // COLUMNS)
+    deep = -(-units // DEPTH)
+    packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
+    size = batches * (units + deep) * across * COLUMNS if packing else 0
+    return size, packing, batches * -(-M // rows) * -(-N // columns), rows, columns, batches * M * N * K > 1 << 17
 
 
 # what others call
@@ -177,13 +186,18 @@ def scratch(size, dtype):
         held = np.empty(max(size + LANES, 1 << 18), np.float32)
         if held.size < 1 << 22:                  # 16 MB: more is not kept
             _memory.held = held
-    begin = -held.ctypes.data % 64 // 4
+    begin = -address(held) % 64 // 4
     return held[begin:begin + size].view(dtype)
+
+
+def address(x):
+    return x.__array_interface__["data"][0]
 
 
 def operand(x, across, along, left):
     """An array as the kernel takes it; across and along are its axes."""
-    return x.ctypes.data, int(x.dtype == np.float16), x.strides[across] // x.itemsize, x.strides[along] // x.itemsize, left
+    size, strides = x.itemsize, x.strides
+    return address(x), int(x.dtype == np.float16), strides[across] // size, strides[along] // size, left
 
 
 def offsets(x, lead):
@@ -204,19 +218,15 @@ def whole_strides(x):
 
 def multiply(kind, a, b, y, bias=None):
     """Y = a b + bias, in panels of type `kind`; the arrays are checked, not empty, and y is C-contiguous."""
+    if b.ndim == 2 < a.ndim and a.flags.c_contiguous:            # one right operand: one tall product
+        a, y = a.reshape(-1, a.shape[-1]), y.reshape(-1, y.shape[-1])
     if y.shape[-1] == 1 < y.shape[-2] and bias is None:          # a column lies in memory like a row, which needs no panels
         a, b, y = (x.swapaxes(-1, -2) for x in (b, a, y))
     (M, K), N, lead = a.shape[-2:], b.shape[-1], y.shape[:-2]
-    batches, group = math.prod(lead), KINDS[from_dtype(np.dtype(kind))].group
-    rows, columns = task_shape(batches, M, N)
-    units, across = -(-K // group), -(-N // COLUMNS)
-    deep = -(-units // DEPTH)
-    products = batches * -(-M // rows) * -(-N // columns)
-    packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
-    panels = scratch(batches * (units + deep) * across * COLUMNS if packing else 0, kind)
-    run = product_in_tasks if batches * M * N * K > 1 << 17 else product_alone
-    run(packing, products, panels, operand(a, -2, -1, 1), operand(b, -1, -2, 0), M, N, K, rows, columns, offsets(a, lead),
-        offsets(b, lead), 0 if bias is None else bias.ctypes.data, y.ctypes.data, y.itemsize == 2)
+    size, packing, products, rows, columns, shared = plan(kind, math.prod(lead), M, N, K)
+    run = product_in_tasks if shared else product_alone
+    run(packing, products, scratch(size, kind), operand(a, -2, -1, 1), operand(b, -1, -2, 0), M, N, K, rows, columns,
+        offsets(a, lead), offsets(b, lead), 0 if bias is None else address(bias), address(y), y.itemsize == 2)
 
 
 def result_shape(a, b):
