@@ -36,7 +36,7 @@ def naive(a, b):
 
 @njit(**FUSED)
 def tiled(a, b):
-    """Adds: a block of b, 128 x 128, serves all rows of a before the next one is loaded; the inner loop runs along rows of b and c."""
+    """Adds: a block of b, 128 x 128, serves all rows of a before the next one; the inner loop runs along rows of b and c."""
     (M, K), N = a.shape, b.shape[1]
     c = np.zeros((M, N), np.float32)
     for j0 in range(0, N, BLOCK):
