@@ -8,7 +8,7 @@ import pytest
 
 from minillm import cli, kernels
 from minillm.bench import cast as cast_bench
-from minillm.bench import machine, matmul, measure, peers, roofline, rowwise, step, torch_gpt
+from minillm.bench import generate, machine, matmul, measure, peers, roofline, rowwise, step, torch_gpt
 from minillm.bench.measure import Call, interleaved
 from minillm.errors import MiniLLMError
 from minillm.experiments import bench, bench_tables
@@ -20,6 +20,7 @@ SMALL = {
     "cast": lambda threads, quiet: cast_bench.cast(threads, quiet, count=64, size=8, seconds=0),
     "matmul": lambda threads, quiet: matmul.matmul(threads, quiet, sizes=(4, 9), seconds=0),
     "rowwise": lambda threads, quiet: rowwise.rowwise(threads, quiet, TINY_ROWS, seconds=0),
+    "generate": lambda threads, quiet: generate.generate(GPTShape(11, 1, 2, 8, 9), 4, 0, threads, quiet)["rows"],
     "step": lambda threads, quiet: step.step(threads, quiet, TINY_MODELS, seconds=0, resident=False),
 }
 TINY_ROWS = {name: ((1, 5, 2, 3) if name == "attention" else (3, 7),) for name in rowwise.SHAPES}

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from minillm.bench import machine, matmul, peers, roofline, rowwise, step
+from minillm.bench import generate, machine, matmul, peers, roofline, rowwise, step
 from minillm.bench.cast import cast
 from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.bench_tables import into_readme, marks_of
@@ -10,7 +10,14 @@ from minillm.experiments.running import announce_compiling
 from minillm.files import check_folder
 from minillm.plotting.speed import rates
 
-BENCHES: dict[str, Callable] = {"matmul": matmul.matmul, "rowwise": rowwise.rowwise, "cast": cast, "step": step.step}
+
+
+def generate_rows(threads: int, quiet: bool) -> list[dict]:
+    return generate.generate(threads=threads, quiet=quiet)["rows"]
+
+
+BENCHES: dict[str, Callable] = {"matmul": matmul.matmul, "rowwise": rowwise.rowwise, "cast": cast, "step": step.step,
+                                "generate": generate_rows}
 MISSING = {"torch": ("matmul", "rowwise", "step", "generate"), "ml_dtypes": ("cast",)}
 REMEDY = {"torch": "pip install 'minillm[bench]'", "ml_dtypes": "pip install ml_dtypes"}
 

@@ -15,7 +15,7 @@ NOTES = {
     "cast": "round_to, nearest even. matmul: rounded after every addition, where NumPy's float16 product accumulates in float32.",
     "step": "Shape (B,T); A has 0.81 M parameters, B 3.2 M. MB: held for backward, in the format's own bits, of the most memory "
             "that a process of its own ever took.",
-    "generate": "",
+    "generate": "200 tokens of one text with a key/value cache, shape (layers, channels, context, tokens). MB: weights.",
 }
 HEAD = ("name", "shape", "threads", "ms", "rate", "MB", "times as fast as")
 BEGIN, END = "<!-- bench: begin -->\n", "<!-- bench: end -->"

@@ -57,13 +57,13 @@ def busy(step, kind):
 def kernel_of(operation):
     """The loop in every thread of the pool: TASKS shares of so many turns."""
     @njit(**JIT)
-    def one(turns, value):
-        return operation(turns, value)
+    def one(turns, value, out, task):
+        out[task] = operation(turns, value)
 
     @njit(parallel=True, **JIT)
     def every(turns, value, out):
-        for task in prange(out.size):
-            out[task] = one(turns, value)
+        for task in prange(TASKS):
+            one(turns, value, out, np.intp(task))
     return every
 
 
@@ -84,17 +84,18 @@ def work(name: str, turns: int = 20_000) -> int:
 
 
 @njit(**JIT)
-def _triad_part(x, y, out, a):
+def _triad_part(x, y, out, a, task):
+    share = -(-x.size // TASKS)
+    here = slice(task * share, (task + 1) * share)               # a range from `start` on would not vectorise: it may be negative
+    x, y, out = x[here], y[here], out[here]
     for i in range(out.size):
         out[i] = y[i] + a * x[i]
 
 
 @njit(parallel=True, **JIT)
 def _triad(x, y, out, a):
-    share = -(-x.size // TASKS)
     for task in prange(TASKS):
-        here = slice(task * share, (task + 1) * share)           # a range from `start` on would not vectorise: it may be negative
-        _triad_part(x[here], y[here], out[here], a)
+        _triad_part(x, y, out, a, np.intp(task))
 
 
 def triad(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
