@@ -23,6 +23,12 @@ def plain_causal(static, arrays) -> bool:
     return one_shape and static["causal"] and arrays.get("mask") is None and static["products"] is FLOAT32_PRODUCTS
 
 
+def plain_products(static, arrays) -> bool:
+    """Products in float32 whose batches, if the right operand has one, are those of the left."""
+    x, z = arrays["x"], arrays.get("z")
+    return static["products"] is FLOAT32_PRODUCTS and (z is None or z.ndim <= 2 or x.shape[:-2] == z.shape[:-2])
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The names of a rule's two kernels in a module of the kernels room, looked up on first use, and what they can serve."""
@@ -43,6 +49,8 @@ class Kernel:
 KERNELS = {
     "gelu": Kernel("elementwise", "gelu"),
     "layer_norm": Kernel("rowwise", "layer_norm"),
+    "matmul": Kernel("products", "matmul", plain_products),
+    "linear": Kernel("products", "linear", plain_products),
     "attention": Kernel("attention", "attention", plain_causal),
 }
 

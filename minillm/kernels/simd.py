@@ -12,6 +12,30 @@ from numba.np.arrayobj import make_array
 
 LANES = 16
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+
+
+def at(builder, address, kind):
+    """The number of a byte in memory as a pointer to a value of this kind."""
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def read(builder, address, kind, count=LANES):
+    """`count` values that lie side by side from this address on, wherever it is."""
+    vector = ir.VectorType(kind, count)
+    return builder.load(at(builder, address, vector), align=1)
+
+
+def write(builder, vector, address):
+    """The lanes of a vector side by side from this address on."""
+    builder.store(vector, at(builder, address, vector.type), align=1)
+
+
+def moved(builder, address, amount, size=1):
+    """The address `amount` values of `size` bytes further on; the amount is a number, or a value that the program computes."""
+    if isinstance(amount, int):
+        return builder.add(address, address.type(amount * size))
+    return builder.add(address, builder.mul(amount, amount.type(size)))
 
 
 def lanes_at(context, builder, signature, args, which, offset):
@@ -20,17 +44,35 @@ def lanes_at(context, builder, signature, args, which, offset):
     return builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer())
 
 
-def spread(builder, scalar):
+def spread(builder, scalar, count=LANES):
     """The scalar in every lane."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count))
+
+
+def call(builder, name, result, *args):
+    """One of LLVM's own operations by its name."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
 def multiply_add(builder, x, y, z):
     """X y + z, with one rounding where the processor has the instruction."""
-    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), [x, y, z])
+    return call(builder, f"llvm.fmuladd.v{x.type.count}f32", x.type, x, y, z)
+
+
+def transposed(builder, rows):
+    """The columns of 16 vectors of 16 lanes.
+
+    Rows i and i + 8 are interleaved lane by lane, which moves each value from place p of the 256 to 2 p (mod 255): in binary, the
+    eight digits of its row and lane turn by one. After four such rounds row and lane have changed places.
+    """
+    low, high = ([lane + half + side * LANES for lane in range(LANES // 2) for side in (0, 1)] for half in (0, LANES // 2))
+    masks = [ir.Constant(ir.VectorType(ir.IntType(32), LANES), order) for order in (low, high)]
+    for _ in range(4):
+        rows = [builder.shuffle_vector(x, y, mask) for x, y in zip(rows[:8], rows[8:], strict=True) for mask in masks]
+    return rows
 
 
 def weighted_rows(registers):
@@ -46,9 +88,9 @@ def weighted_rows(registers):
             _, start, _, _, stride, count = args
             starts = [builder.add(start, start.type(r * LANES)) for r in range(registers)]
             weight_data = make_array(signature.args[2])(context, builder, args[2]).data
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES)) for _ in starts]
+            sums = [cgutils.alloca_once_value(builder, ZEROS) for _ in starts]
             for held in sums:
-                builder.store(ir.Constant(VECTOR, [0.0] * LANES), held)
+                builder.store(ZEROS, held)
             with cgutils.for_range(builder, count) as loop:
                 weight = spread(builder, builder.load(builder.gep(weight_data, [loop.index])))
                 for begin, held in zip(starts, sums, strict=True):

@@ -6,7 +6,7 @@ blocks and so other values: each product quantizes its operands anew from what i
 import functools
 import math
 
-from minillm.autograd.rules.products import PRODUCTS, Products
+from minillm.autograd.rules.products import PRODUCTS, Products, dot
 from minillm.formats import E8M0, FLOAT8_E4M3, Format
 from minillm.rounding import round_to
 
@@ -46,7 +46,8 @@ def block_quantized(xp, x, format: Format, up: bool = False):
 
 def block_product(format: Format, up: bool, xp, a, b, key):
     """(..., M,K) (..., K,N) -> (..., M,N) f32: both operands in blocks along K, float32 accumulate."""
-    return block_quantized(xp, a, format, up) @ block_quantized(xp, b.swapaxes(-1, -2), format, up).swapaxes(-1, -2)
+    b = block_quantized(xp, b.swapaxes(-1, -2), format, up).swapaxes(-1, -2)
+    return dot(xp, block_quantized(xp, a, format, up), b, key)
 
 
 def microscaling(name: str, format: Format, up: bool = False) -> Products:

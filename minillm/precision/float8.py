@@ -6,7 +6,7 @@ Micikevicius et al. 2022, arXiv 2209.05433, section 3.
 """
 import functools
 
-from minillm.autograd.rules.products import PRODUCTS, Products
+from minillm.autograd.rules.products import PRODUCTS, Products, dot
 from minillm.formats import FLOAT8_E4M3, FLOAT8_E5M2, FLOAT32, Format
 from minillm.rounding import round_to
 
@@ -37,7 +37,7 @@ def quantized(xp, x, format: Format, power_of_two: bool = False):
 def float8_product(a_format: Format, b_format: Format, power_of_two: bool, xp, a, b, key):
     """(..., M,K) (..., K,N) -> (..., M,N) f32: operands rounded to eight bits, float32 accumulate, scales undone last."""
     (a, a_scale), (b, b_scale) = quantized(xp, a, a_format, power_of_two), quantized(xp, b, b_format, power_of_two)
-    return a @ b * ((1 / a_scale) * (1 / b_scale))               # one after the other would overflow between them
+    return dot(xp, a, b, key) * ((1 / a_scale) * (1 / b_scale))               # one after the other would overflow between them
 
 
 def current_scaling(name: str, power_of_two: bool = False) -> Products:

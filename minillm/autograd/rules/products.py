@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from minillm.autograd.rule import rule
 from minillm.autograd.rules.elementwise import unbroadcast
 from minillm.errors import MiniLLMError
+from minillm.kernels import product
 
 
 def dot(xp, a, b, key):
     """(..., M,K) (..., K,N) -> (..., M,N): float32 operands, float32 accumulate."""
-    return a @ b
+    return product(a, b)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""The rules made of products, on the compiled product: matmul and linear, forward and backward, operands as stored."""
+import numpy as np
+from numba import njit, prange
+
+from minillm.kernels.matmul import matmul as product
+from minillm.kernels.scalars import JIT, bits, load, store
+
+STRIPE = 64                        # columns that are summed together: their sums stay in registers
+
+
+def matrices(x, z):
+    """Vectors as a row on the left, as a column on the right; rows of a batch beside one matrix as rows of one matrix."""
+    x, z = x.reshape(1, -1) if x.ndim == 1 else x, z.reshape(-1, 1) if z.ndim == 1 else z
+    return (x.reshape(-1, x.shape[-1]) if z.ndim == 2 else x), z
+
+
+def matmul(x, z, *, out, **_):
+    """(..., M,K) (..., K,N), leading axes equal or only on the left."""
+    return product(*matrices(x, z), out=out).reshape(x.shape[:-1] + z.shape[-1:] * (z.ndim > 1))
+
+
+def matmul_vjp(g, x, z, *, out=(np.float32, np.float32), **_):
+    x2, z2 = matrices(x, z)
+    g = g.reshape(*x2.shape[:-1], z2.shape[-1])
+    dx = product(g, z2.swapaxes(-1, -2), out=out[0])
+    dz = product(x2.swapaxes(-1, -2), g, out=out[1])
+    return dx.reshape(x.shape), dz.reshape(z.shape)
+
+
+def linear(x, weight, bias=None, *, out, **_):
+    """(..., K), (N,K), (N,) -> (..., N)."""
+    return product(x.reshape(-1, x.shape[-1]), weight.T, out=out, bias=bias).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear_vjp(g, x, weight, bias_shape, *, out=(np.float32,) * 3, **_):
+    rows = g.reshape(-1, g.shape[-1])
+    dx = product(rows, weight, out=out[0]).reshape(x.shape)
+    dw = product(rows.T, x.reshape(-1, x.shape[-1]), out=out[1])
+    return dx, dw, column_sums(rows, out=out[2]) if bias_shape else None
+
+
+@njit(**JIT)
+def sum_stripe(start, x, y):
+    """The sums of up to STRIPE columns, row after row."""
+    count = min(STRIPE, x.shape[1] - start)
+    sums = np.zeros(STRIPE, np.float32)
+    for i in range(x.shape[0]):
+        row = x[i, start:start + count]
+        if count == STRIPE:
+            for j in range(STRIPE):
+                sums[j] += load(row, j)
+        else:
+            for j in range(count):
+                sums[j] += load(row, j)
+    for j in range(count):
+        store(y, start + j, sums[j])
+
+
+@njit(**JIT, parallel=True)
+def sum_stripes(x, y):
+    for stripe in prange((y.size + STRIPE - 1) // STRIPE):
+        sum_stripe(np.intp(stripe * STRIPE), x, y)
+
+
+def column_sums(x, *, out=np.float32):
+    """(M,N) -> (N,), float32 accumulate, one row after the other."""
+    y = np.empty(x.shape[1], out)
+    sum_stripes(bits(x), bits(y))
+    return y
