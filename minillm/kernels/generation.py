@@ -49,7 +49,7 @@ def shared_rows(x, y, weight, bias, tasks):
 
 @njit(**JIT)
 def to_codes(x):
-    """Of x (K,) float32: int8 codes, held as int16, half to even, and their scale, max|x| / 127, NaN for an x that is not finite."""
+    """Of x (K,) float32: int8 codes, held as int16, half to even, and their scale, max|x| / 127; NaN unless all are finite."""
     top, codes = np.int32(0), np.zeros(x.size, np.int16)
     for k in range(x.size):
         top = max(top, np.int32(float_bits(x[k]) & 0x7FFFFFFF))               # of a size alone: NaN is larger than infinity
