@@ -65,12 +65,14 @@ class Context:
     micro: int = 0
     numbers: dict = field(default_factory=dict)
     leaf_casts: dict = field(default_factory=dict)       # a parameter is cast once a forward pass, however often it is used
+    keeps_casts: bool = False                # inside `unchanged`: once for all passes
 
     def begin(self, step: int, micro: int = 0) -> None:
         """Open a forward pass: ops are numbered from 0 again and parameters are cast again."""
         self.step, self.micro = step, micro
         self.numbers.clear()
-        self.leaf_casts.clear()
+        if not self.keeps_casts:
+            self.leaf_casts.clear()
 
     @contextlib.contextmanager
     def no_record(self) -> Iterator[None]:
@@ -81,6 +83,17 @@ class Context:
         finally:
             self.record = before
             self.leaf_casts.clear()          # a cast made without recording must not stand in for one that has to be recorded
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """no_record, and the caller's word that no weight changes inside: each is cast once for all forward passes there."""
+        before, self.keeps_casts = self.keeps_casts, True
+        self.leaf_casts.clear()
+        try:
+            with self.no_record():
+                yield
+        finally:
+            self.keeps_casts = before
 
     def address(self, op: str) -> Address:
         """The address of the next op of this name here; calling it counts."""

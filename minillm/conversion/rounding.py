@@ -4,12 +4,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minillm.errors import MiniLLMError
-from minillm.formats import FLOAT32
+from minillm.nn.int8 import scale_of
 from minillm.nn.module import Module
 from minillm.rounding import round_to, widen
-
-LOWEST = np.float32(FLOAT32.tiny)                                       # a subnormal scale has too few digits to divide by
-HIGHEST = np.nextafter(np.float32(FLOAT32.max / 127), np.float32(0))    # 127 times the next number is infinite
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def int8_rows(weight: np.ndarray) -> Int8Rows:
     top = np.abs(weight).max(-1, keepdims=True, initial=0)                                # (N,1) f32
     if not np.isfinite(top).all():
         raise MiniLLMError(f"a weight is {top[~np.isfinite(top)][0]}, which int8 cannot hold: this model has diverged")
-    scale = np.where(top > 0, np.clip(top / np.float32(127), LOWEST, HIGHEST), np.float32(1))
+    scale = scale_of(top)
     exact = np.divide(weight, scale, dtype=np.float64)     # in float32, what lies just beside a half would be rounded onto it first
     return Int8Rows(np.rint(exact).astype(np.int8), scale)                                # |exact| <= 127 (1 + 2^-22)
 

@@ -1,21 +1,27 @@
 """Text from a run."""
 from pathlib import Path
 
+from minillm.conversion.int8_model import WEIGHTS, in_weights
 from minillm.data.tokenizers import Tokenizer
-from minillm.errors import MiniLLMError
+from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.options import check_range
 from minillm.experiments.run_folder import load_run
 
 
 def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, temperature: float = 0.8, top_k: int = 0,
-           seed: int = 0) -> dict:
+           seed: int = 0, weights: str | None = None) -> dict:
     """{"prompt", "text"}: the prompt continued by `tokens` tokens; the text holds the prompt too.
 
-    Without a prompt it begins with a line's end, or with the first token of a model that has never seen one.
+    Without a prompt it begins with a line's end, or with the first token of a model that has never seen one. `weights`: float32,
+    float16 or int8, where None is what the run's recipe has.
     """
     for name, value in (("tokens", tokens), ("top-k", top_k), ("seed", seed), ("temperature", temperature)):
         check_range(name, value, 0)
+    if weights is not None and weights not in WEIGHTS:
+        raise unknown("weights", weights, WEIGHTS)
     model, tokenizer, _ = load_run(path)
+    if weights is not None:
+        model = in_weights(model, weights)
     if prompt is None:
         prompt = first_of(tokenizer)
     ids = tokenizer.encode(prompt)

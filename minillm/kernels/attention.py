@@ -6,7 +6,7 @@ import numpy as np
 from numba import get_num_threads, get_thread_id, njit, prange
 
 from minillm.kernels.scalars import JIT, bits, exp, load, store
-from minillm.kernels.tiles import (
+from minillm.kernels.attention_tiles import (
     ROWS,
     WIDTH,
     cotangent_tile,

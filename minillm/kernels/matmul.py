@@ -2,363 +2,298 @@
 
 The result is cut into tiles that fit into vector registers. What a tile needs of the left operand, 14 rows, and of the right one,
 32 columns, is copied into a panel: the values in the order in which they are used, float16 made float32 on the way. The
-micro-kernel reads both panels once from end to end. Sums run over k in order, one fused multiply-add each, whatever the shape,
-the batch, the path and the number of threads: a row of the result has the same bits alone as among others.
-
-Operands are (address, is float16, stride across, stride along k), strides in values: one machine code for every layout.
+micro-kernel reads both panels from end to end. Sums run over k in order, one fused multiply-add each, whatever the shape, the
+batch, the path and the number of threads: a row of the result has the same bits alone as among others.
 """
+import functools
 import math
 import threading
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
 
 from minillm.errors import MiniLLMError
 from minillm.kernels import rounding
+from minillm.kernels.panels import close_panel, pack, value_size
 from minillm.kernels.scalars import INSTRUCTION, JIT
-from minillm.kernels.simd import LANES, VECTOR, ZEROS, moved, multiply_add, read, spread, transposed, write
+from minillm.kernels.simd import LANES, read, stay_whole, write
+from minillm.kernels.tiles import BFLOAT16_DOT, COLUMNS, HALF, KINDS, ROWS, group, height_of, kind_of, multiply_panels
 
-FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
-# 28 of 32 registers hold the tile where registers have 16 lanes; 12 of 16 with 8 lanes, and so many with 4
-ROWS, WIDE = (14, 2) if "+avx512f" in FEATURES else (6, 1)
-COLUMNS = WIDE * LANES
-HEIGHTS = tuple(h for h in (1, 2, 4, 8) if h < ROWS) + (ROWS,)     # the last rows of a matrix take the least tile that holds them
-DEPTH = 256                        # values of k at a time: a panel of rows stays in the first cache, 14 KB
-BLOCK = 512                        # columns at a time: their panels stay in the second cache, 512 KB
-HALF = ir.HalfType() if INSTRUCTION else ir.FloatType()            # without the instruction no float16 comes here
-
-
-def tile_of(height):
-    """The micro-kernel: adds `steps` products of columns of a panel of `height` rows with rows of a panel of columns to a tile.
-
-    Registers hold the tile from the first step to the last. `fresh`: the tile starts at 0 and not from what is there.
-    """
-    @intrinsic
-    def operation(typingctx, rows, columns, tile, stride, steps, fresh):
-        signature = types.void(types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean)
-
-        def emit(context, builder, signature, args):
-            rows, columns, tile, stride, steps, fresh = args
-            places = [moved(builder, moved(builder, tile, builder.mul(stride, stride.type(r)), 4), v * LANES, 4)
-                      for r in range(height) for v in range(WIDE)]
-            before = [builder.select(fresh, ZEROS, read(builder, place, ir.FloatType())) for place in places]
-            entry, loop, done = builder.block, builder.append_basic_block("k"), builder.append_basic_block("done")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            k, sums = builder.phi(steps.type), [builder.phi(VECTOR) for _ in places]
-            row, column = moved(builder, rows, k, 4 * height), moved(builder, columns, k, 4 * COLUMNS)
-            right = [read(builder, moved(builder, column, v * LANES, 4), ir.FloatType()) for v in range(WIDE)]
-            after = []
-            for r in range(height):
-                left = spread(builder, builder.extract_element(read(builder, moved(builder, row, r, 4), ir.FloatType(), 1),
-                                                               ir.IntType(32)(0)))
-                after += [multiply_add(builder, left, right[v], sums[r * WIDE + v]) for v in range(WIDE)]
-            following = builder.add(k, k.type(1))
-            k.add_incoming(k.type(0), entry)
-            k.add_incoming(following, loop)
-            for held, start, end in zip(sums, before, after, strict=True):
-                held.add_incoming(start, entry)
-                held.add_incoming(end, loop)
-            builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
-            builder.position_at_end(done)
-            for place, end in zip(places, after, strict=True):
-                write(builder, end, place)
-            return context.get_dummy_value()
-        return signature, emit
-    return operation
-
-
-TILES = {height: tile_of(height) for height in HEIGHTS}
-tile1, tile2, tile4, tile8, tile = (TILES.get(h, TILES[ROWS]) for h in (1, 2, 4, 8, ROWS))
-
-
-@njit(**JIT)
-def multiply_panels(height, rows, columns, sums, stride, steps, fresh):
-    if height == ROWS:
-        tile(rows, columns, sums, stride, steps, fresh)
-    elif height == 1:
-        tile1(rows, columns, sums, stride, steps, fresh)
-    elif height == 2:
-        tile2(rows, columns, sums, stride, steps, fresh)
-    elif height == 4:
-        tile4(rows, columns, sums, stride, steps, fresh)
-    else:
-        tile8(rows, columns, sums, stride, steps, fresh)
-
-
-def height_of(rows):
-    """The least tile for this many rows."""
-    for height in HEIGHTS:
-        if rows <= height:
-            return height
-    return ROWS
-
-
-height_of = njit(**JIT)(height_of)
-
-
-# packing
-
-def copying(kind, size):
-    """The operations on values of one kind: 16 side by side, a block of 16 x 16 turned, and one."""
-    def widened(builder, vector):
-        return vector if kind == ir.FloatType() else builder.fpext(vector, ir.VectorType(ir.FloatType(), vector.type.count))
-
-    @intrinsic
-    def copy_lanes(typingctx, source, target):
-        def emit(context, builder, signature, args):
-            write(builder, widened(builder, read(builder, args[0], kind)), args[1])
-            return context.get_dummy_value()
-        return types.void(types.intp, types.intp), emit
-
-    @intrinsic
-    def copy_one(typingctx, source, target):
-        def emit(context, builder, signature, args):
-            write(builder, widened(builder, read(builder, args[0], kind, 1)), args[1])
-            return context.get_dummy_value()
-        return types.void(types.intp, types.intp), emit
-
-    @intrinsic
-    def turn_block(typingctx, source, across, last, target, width):
-        """16 rows of 16 values, the last one again where there are fewer, written as 16 columns `width` values apart."""
-        def emit(context, builder, signature, args):
-            source, across, last, target, width = args
-            rows = []
-            for r in range(LANES):
-                there = builder.select(builder.icmp_signed("<", last, last.type(r)), last, last.type(r))
-                rows.append(widened(builder, read(builder, moved(builder, source, builder.mul(there, across), size), kind)))
-            for k, column in enumerate(transposed(builder, rows)):
-                write(builder, column, moved(builder, target, builder.mul(width, width.type(k)), 4))
-            return context.get_dummy_value()
-        return types.void(types.intp, types.intp, types.intp, types.intp, types.intp), emit
-    return copy_lanes, copy_one, turn_block
-
-
-copy_floats, copy_float, turn_floats = copying(ir.FloatType(), 4)
-copy_halves, copy_half, turn_halves = copying(HALF, 2)
-
-
-@njit(**JIT)
-def pack(operand, first, left, k0, steps, target, width):
-    """Rows first, first + 1, ... of an operand, `left` of them there, steps k0, k0 + 1, ...: width values for each step.
-
-    Lanes beyond `left` hold whatever; the results that they give are not taken. Up to 15 values behind the panel are written.
-    """
-    address, half, across, along = operand
-    size = 2 if half else 4
-    address += (first * across + k0 * along) * size
-    lanes = (width + LANES - 1) // LANES
-    if along == 1 and steps >= LANES and width > 1:
-        for block in range(0, steps, LANES):
-            k = min(block, steps - LANES)        # the last block goes over steps that are there already
-            for lane in range(0, min(width, left), LANES):
-                last = min(left - lane, LANES) - 1
-                source, place = address + (lane * across + k) * size, target + (k * width + lane) * 4
-                if half:
-                    turn_halves(source, across, last, place, width)
-                else:
-                    turn_floats(source, across, last, place, width)
-    elif across == 1 and left >= lanes * LANES:
-        for k in range(steps):
-            for lane in range(0, width, LANES):
-                source, place = address + (k * along + lane) * size, target + (k * width + lane) * 4
-                if half:
-                    copy_halves(source, place)
-                else:
-                    copy_floats(source, place)
-    else:
-        for k in range(steps):
-            for lane in range(min(width, left)):
-                source, place = address + (k * along + lane * across) * size, target + (k * width + lane) * 4
-                if half:
-                    copy_half(source, place)
-                else:
-                    copy_float(source, place)
+DEPTH = 256                        # units of k at a time: a panel of rows, 14 KB, stays in the first cache
+LONGEST = 131_071                  # 128 x 128 times this is the largest sum of int8 products that 32 bits hold
 
 
 # the result
 
-def finishing(kind, size, count):
-    """result = sum + bias, `count` values side by side, rounded to float16 where the result is."""
+def finishing(half, count):
+    """Result = sum + bias, `count` values side by side, rounded to float16 where the result is."""
     @intrinsic
-    def operation(typingctx, sums, bias, biased, result):
+    def operation(typingctx, panels, sums, bias, biased, result):
+        kind = kind_of(panels).sums
+
         def emit(context, builder, signature, args):
-            sums, bias, biased, result = args
-            y = read(builder, sums, ir.FloatType(), count)
-            y = builder.select(biased, builder.fadd(y, read(builder, bias, ir.FloatType(), count)), y)
-            write(builder, y if size == 4 else builder.fptrunc(y, ir.VectorType(kind, count)), result)
+            _, sums, bias, biased, result = args
+            y = read(builder, sums, kind, count)
+            if kind == ir.FloatType():
+                y = builder.select(biased, builder.fadd(y, read(builder, bias, kind, count)), y)
+                y = builder.fptrunc(y, ir.VectorType(HALF, count)) if half and kind != HALF else y
+            write(builder, y, result)
             return context.get_dummy_value()
-        return types.void(types.intp, types.intp, types.boolean, types.intp), emit
+        return types.void(panels, types.intp, types.intp, types.boolean, types.intp), emit
     return operation
 
 
-finish_floats, finish_float = (finishing(ir.FloatType(), 4, n) for n in (LANES, 1))
-finish_halves, finish_half = (finishing(HALF, 2 if INSTRUCTION else 4, n) for n in (LANES, 1))
+finish_values, finish_value = (finishing(False, count) for count in (LANES, 1))
+finish_halves, finish_half = (finishing(True, count) for count in (LANES, 1))
 
 
 @njit(**JIT)
-def finish(sums, stride, bias, result, half, first, rows, N, start, columns):
-    """Rows of sums as rows of the result from its column `start` on."""
-    size, biased = 2 if half else 4, bias != 0
+def finish(panels, sums, stride, bias, result, half, rows, columns, N):
+    """Sums as values of the result, `rows` rows of `columns` of its N columns."""
+    stay_whole()
+    size, biased, whole = 2 if half else 4, bias != 0, columns // LANES * LANES
     for i in range(rows):
-        source, place = sums + i * stride * 4, result + ((first + i) * N + start) * size
-        shift = bias + start * 4 if biased else source
-        whole = columns // LANES * LANES
+        source, place = sums + i * stride * 4, result + i * N * size
+        shift = bias if biased else source
         for j in range(0, whole, LANES):
             if half:
-                finish_halves(source + j * 4, shift + j * 4, biased, place + j * size)
+                finish_halves(panels, source + j * 4, shift + j * 4, biased, place + j * size)
             else:
-                finish_floats(source + j * 4, shift + j * 4, biased, place + j * size)
+                finish_values(panels, source + j * 4, shift + j * 4, biased, place + j * size)
         for j in range(whole, columns):
             if half:
-                finish_half(source + j * 4, shift + j * 4, biased, place + j * size)
+                finish_half(panels, source + j * 4, shift + j * 4, biased, place + j * size)
             else:
-                finish_float(source + j * 4, shift + j * 4, biased, place + j * size)
+                finish_value(panels, source + j * 4, shift + j * 4, biased, place + j * size)
 
 
 # tasks
 
 @njit(**JIT)
-def of_batch(operand, offset):
-    address, half, across, along = operand
-    return address + offset * (2 if half else 4), half, across, along
+def parts(whole, size):
+    """How many parts of this size cover the whole."""
+    return (whole + size - 1) // size
 
 
 @njit(**JIT)
-def pack_columns(task, b, N, K, offsets, panels):
-    """Task number `task` of the packing: one panel of columns, DEPTH steps of it. They lie by batch, steps, panel."""
-    across, deep = -(-N // COLUMNS), -(-K // DEPTH)
-    batch, rest = divmod(task, across * deep)
-    block, panel = divmod(rest, across)
-    k0, first = block * DEPTH, panel * COLUMNS
-    steps = min(DEPTH, K - k0)
-    target = panels + (batch * K + k0) * across * COLUMNS * 4 + panel * steps * COLUMNS * 4
-    pack(of_batch(b, offsets[batch]), first, N - first, k0, steps, target, COLUMNS)
+def address_of(array):
+    return np.intp(array.ctypes.data)            # signed: int64 + uint64 is float64 in numba, as in NumPy
 
 
 @njit(**JIT)
-def multiply_block(task, a, M, N, K, rows, columns, offsets, panels, bias, result, half):
-    """Task number `task` of the product: `rows` rows of the result by `columns` columns."""
-    down, side, across = -(-M // rows), -(-N // columns), -(-N // COLUMNS)
-    batch, rest = divmod(task, down * side)
-    first, start = rest // side * rows, rest % side * columns
+def of_batch(operand, offset, panels):
+    address, half, across, along, shifted = operand
+    return address + offset * value_size(panels, half), half, across, along, shifted
+
+
+@njit(**JIT)
+def panel_at(panels, units, across, batch, k0, column):
+    """The address of the panel of columns that begins at `column`, k0 units deep. They lie by batch, depth, column."""
+    before = (batch * (units + parts(units, DEPTH)) + k0 + k0 // DEPTH) * across * COLUMNS
+    steps = min(DEPTH, units - k0)
+    return address_of(panels) + (before + column * (steps + 1)) * 4
+
+
+@njit(**JIT)
+def pack_columns(task, panels, b, N, K, offsets):
+    """Task number `task` of the packing: one panel of columns, DEPTH units deep."""
+    stay_whole()
+    units, across = parts(K, group(panels)), parts(N, COLUMNS)
+    deep = parts(units, DEPTH)
+    batch, block, column = task // (across * deep), task // across % deep, task % across * COLUMNS
+    k0 = block * DEPTH
+    steps, target = min(DEPTH, units - k0), panel_at(panels, units, across, batch, k0, column)
+    pack(panels, of_batch(b, offsets[batch], panels), column, N - column, k0, steps, K, target, np.intp(COLUMNS))
+    close_panel(panels, target, steps)
+
+
+@njit(**JIT)
+def multiply_block(task, panels, packed, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half):
+    """Task number `task` of the product: `rows` x `columns` of the result. The columns are packed already, or are packed here."""
+    stay_whole()
+    units, down, side, across = parts(K, group(panels)), parts(M, rows), parts(N, columns), parts(N, COLUMNS)
+    batch, first, start = task // (down * side), task // side % down * rows, task % side * columns
     end, wide = min(first + rows, M), min(columns, N - start)
-    a = of_batch(a, offsets[batch])
-    stride = -(-wide // COLUMNS) * COLUMNS
-    panel, held = np.empty(ROWS * min(K, DEPTH) + LANES, np.float32), np.empty((rows + ROWS) * stride, np.float32)
-    left, sums = panel.ctypes.data, held.ctypes.data
-    for k0 in range(0, K, DEPTH):
-        steps = min(DEPTH, K - k0)
+    a, b = of_batch(a, a_offsets[batch], panels), of_batch(b, b_offsets[batch], panels)
+    stride = parts(wide, COLUMNS) * COLUMNS
+    row_panel = np.empty(ROWS * DEPTH + LANES, panels.dtype)
+    column_panel = np.empty(1 if packed else (DEPTH + 1) * COLUMNS, panels.dtype)
+    held = np.empty((end - first + ROWS) * stride, panels.dtype)
+    left, right, sums = address_of(row_panel), address_of(column_panel), address_of(held)
+    for k0 in range(0, units, DEPTH):
+        steps = min(DEPTH, units - k0)
         for i in range(first, end, ROWS):
             height = height_of(end - i)
-            pack(a, i, M - i, k0, steps, left, height)
+            pack(panels, a, i, M - i, k0, steps, K, left, height)
             for j in range(0, wide, COLUMNS):
-                right = panels + (batch * K + k0) * across * COLUMNS * 4 + (start + j) * steps * 4
-                multiply_panels(height, left, right, sums + ((i - first) * stride + j) * 4, stride, steps, k0 == 0)
-    finish(sums, stride, bias, result + batch * M * N * (2 if half else 4), half, first, end - first, N, start, wide)
+                if packed:
+                    right = panel_at(panels, units, across, batch, k0, start + j)
+                else:
+                    pack(panels, b, start + j, N - start - j, k0, steps, K, right, np.intp(COLUMNS))
+                    close_panel(panels, right, steps)
+                multiply_panels(panels, height, left, right, sums + ((i - first) * stride + j) * 4, stride, steps, k0 == 0)
+    place = result + ((batch * M + first) * N + start) * (2 if half else 4)
+    finish(panels, sums, stride, bias + start * 4 if bias != 0 else 0, place, half, end - first, wide, N)
 
 
 @njit(**JIT, parallel=True)
-def product_in_tasks(packing, products, a, b, M, N, K, rows, columns, a_offsets, b_offsets, panels, bias, result, half):
+def product_in_tasks(packing, products, panels, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half):
     for task in prange(packing):
-        pack_columns(np.intp(task), b, N, K, b_offsets, panels)
+        pack_columns(np.intp(task), panels, b, N, K, b_offsets)
     for task in prange(products):
-        multiply_block(np.intp(task), a, M, N, K, rows, columns, a_offsets, panels, bias, result, half)
+        multiply_block(np.intp(task), panels, packing > 0, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half)
 
 
 @njit(**JIT)
-def product_alone(packing, products, a, b, M, N, K, rows, columns, a_offsets, b_offsets, panels, bias, result, half):
+def product_alone(packing, products, panels, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half):
     for task in range(packing):
-        pack_columns(task, b, N, K, b_offsets, panels)
+        pack_columns(task, panels, b, N, K, b_offsets)
     for task in range(products):
-        multiply_block(task, a, M, N, K, rows, columns, a_offsets, panels, bias, result, half)
+        multiply_block(task, panels, packing > 0, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan(kind, batches, M, N, K):
+    """(units of panels, tasks that pack, tasks of the product, rows and columns of one, whether threads share them).
+
+    A task is large enough to use what is in the caches; there are enough for sixteen threads. Nothing depends on their number.
+    """
+    rows, columns = 4 * ROWS, 8 * COLUMNS
+    while rows > ROWS and batches * -(-M // rows) * -(-N // columns) < 16:
+        rows //= 2
+    while columns > COLUMNS and batches * -(-M // rows) * -(-N // columns) < 8:
+        columns //= 2
+    units, across = -(-K // KINDS[from_dtype(np.dtype(kind))].group), -(-N // COLUMNS)
+    deep = -(-units // DEPTH)
+    packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
+    size = batches * (units + deep) * across * COLUMNS if packing else 0
+    return size, packing, batches * -(-M // rows) * -(-N // columns), rows, columns, batches * M * N * K > 1 << 17
 
 
 # what others call
 
 _memory = threading.local()
+ALONE = np.zeros(1, np.int64)
 
 
-def scratch(size):
-    """The address of `size` float32 values that begin a cache line, the same memory each time: new pages cost more than a product."""
-    if size > 1 << 22:                           # 16 MB: not worth keeping
-        held = np.empty(size + LANES, np.float32)
-    else:
-        held = getattr(_memory, "held", None)
-        if held is None or held.size < size + LANES:
-            held = _memory.held = np.empty(max(size, 1 << 18) + LANES, np.float32)
-    return held, -(-held.ctypes.data // 64) * 64
+def scratch(size, dtype):
+    """Units for panels that begin a cache line; the same memory each time, since new pages cost as much as a small product."""
+    held = getattr(_memory, "held", None)
+    if held is None or held.size < size + LANES:
+        held = np.empty(max(size + LANES, 1 << 18), np.float32)
+        if held.size < 1 << 22:                  # 16 MB: more is not kept
+            _memory.held = held
+    begin = -address(held) % 64 // 4
+    return held[begin:begin + size].view(dtype)
 
 
-def operand(x, across, along):
-    """An array as the kernel takes it; across and along are axes."""
-    size = x.itemsize
-    return x.ctypes.data, int(size == 2), x.strides[across] // size, x.strides[along] // size
+def address(x):
+    return x.__array_interface__["data"][0]
+
+
+def operand(x, across, along, left):
+    """An array as the kernel takes it; across and along are its axes."""
+    size, strides = x.itemsize, x.strides
+    return address(x), int(x.dtype == np.float16), strides[across] // size, strides[along] // size, left
 
 
 def offsets(x, lead):
     """Where each matrix of a batch begins, in values from the first."""
+    if not lead:
+        return ALONE
     x = np.broadcast_to(x, (*lead, *x.shape[-2:]))
     total = np.zeros(lead, np.int64)
     for axis, (length, stride) in enumerate(zip(lead, x.strides, strict=False)):
-        total += (np.arange(length) * (stride // x.itemsize)).reshape((-1,) + (1,) * (len(lead) - axis - 1))
+        total += np.arange(length).reshape((-1,) + (1,) * (len(lead) - axis - 1)) * (stride // x.itemsize)
     return total.reshape(-1)
 
 
-ALONE = np.zeros(1, np.int64)
+def whole_strides(x):
+    """X, or a copy if values of its matrices do not lie whole values apart."""
+    return np.ascontiguousarray(x) if any(stride % x.itemsize for stride in x.strides) else x
 
 
-def checked(x, what):
+def multiply(kind, a, b, y, bias=None):
+    """Y = a b + bias, in panels of type `kind`; the arrays are checked, not empty, and y is C-contiguous."""
+    if b.ndim == 2 < a.ndim and a.flags.c_contiguous:            # one right operand: one tall product
+        a, y = a.reshape(-1, a.shape[-1]), y.reshape(-1, y.shape[-1])
+    if y.shape[-1] == 1 < y.shape[-2] and bias is None:          # a column lies in memory like a row, which needs no panels
+        a, b, y = (x.swapaxes(-1, -2) for x in (b, a, y))
+    (M, K), N, lead = a.shape[-2:], b.shape[-1], y.shape[:-2]
+    size, packing, products, rows, columns, shared = plan(kind, math.prod(lead), M, N, K)
+    run = product_in_tasks if shared else product_alone
+    run(packing, products, scratch(size, kind), operand(a, -2, -1, 1), operand(b, -1, -2, 0), M, N, K, rows, columns,
+        offsets(a, lead), offsets(b, lead), 0 if bias is None else address(bias), address(y), y.itemsize == 2)
+
+
+def result_shape(a, b):
+    if a.shape[-1] != b.shape[-2]:
+        raise MiniLLMError(f"no product of {a.shape} and {b.shape}: the columns of one are the rows of the other")
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim > 2 or b.ndim > 2 else ()
+    return (*lead, a.shape[-2], b.shape[-1])
+
+
+def floats(x, what):
     """An operand as float32, or as float16 where the processor converts it."""
     if x.dtype == np.float16:
         x = x if INSTRUCTION else rounding.to_float32(x)
     elif x.dtype != np.float32:
         raise MiniLLMError(f"matmul takes float16 and float32, {what} is {x.dtype}: round it first")
-    if x.strides[-1] % x.itemsize or x.strides[-2] % x.itemsize:
-        x = np.ascontiguousarray(x)
-    return x
+    return whole_strides(x)
 
 
 def matmul(a, b, *, out=np.float32, bias=None):
-    """(..., M,K) (..., K,N) -> (..., M,N), float32 accumulate over k in order, rounded once where `out` is float16.
+    """(..., M,K) (..., K,N) -> (..., M,N): float32 accumulate over k in order, rounded once where `out` is float16.
 
-    a, b: float32 or float16 in any layout, leading axes broadcast. bias: (N,), added before the rounding.
+    a, b: float32 or float16 in any layout, read as they lie; leading axes broadcast. bias: (N,), added before the rounding.
+    MiniLLMError for other types and for shapes that do not fit.
     """
-    a, b = checked(a, "a"), checked(b, "b")
-    (M, K), N = a.shape[-2:], b.shape[-1]
-    if b.shape[-2] != K:
-        raise MiniLLMError(f"no product of {a.shape} and {b.shape}: the columns of one are the rows of the other")
-    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim > 2 or b.ndim > 2 else ()
+    y = np.empty(result_shape(a, b), out if INSTRUCTION else np.float32)
     if bias is not None:
-        if bias.shape != (N,):
-            raise MiniLLMError(f"a bias of shape {bias.shape} beside {N} columns: it must have shape {(N,)}")
-        bias = np.ascontiguousarray(bias, np.float32)
-    y = np.empty((*lead, M, N), out if INSTRUCTION else np.float32)
-    batches = math.prod(lead)
-    if not y.size or not K:
+        if bias.shape != y.shape[-1:]:
+            raise MiniLLMError(f"a bias of shape {bias.shape} beside {y.shape[-1]} columns: it must have shape {y.shape[-1:]}")
+        bias = np.ascontiguousarray(floats(bias, "bias"), np.float32)
+    a, b = floats(a, "a"), floats(b, "b")
+    if a.size and b.size:
+        multiply(np.float32, a, b, y, bias)
+    else:
         y[...] = 0 if bias is None else bias
-        return y.astype(out, copy=False)
-    shared = not any(b.shape[:-2])               # one right operand for the whole batch
-    a_offsets, b_offsets = (offsets(x, lead) if lead else ALONE for x in (a, b))
-    across = -(-N // COLUMNS)
-    held, panels = scratch(batches * K * across * COLUMNS)
-    rows, columns = task_shape(batches, M, N)
-    packing, products = batches * across * -(-K // DEPTH), batches * -(-M // rows) * -(-N // columns)
-    run = product_in_tasks if batches * M * N * K > 1 << 17 else product_alone
-    run(packing, products, operand(a, -2, -1), operand(b, -1, -2), M, N, K, rows, columns, a_offsets, b_offsets, panels,
-        0 if bias is None else bias.ctypes.data, y.ctypes.data, y.itemsize == 2)
     return y if y.dtype == out else rounding.to_float16(y)
 
 
-def task_shape(batches, M, N):
-    """Rows and columns of a task: large enough to use what is in the caches, enough tasks for sixteen threads."""
-    panels = -(-M // ROWS)
-    rows = min(max(panels // 32, 1), 8) * ROWS
-    tasks = batches * -(-M // rows)
-    columns = BLOCK
-    while columns > 2 * COLUMNS and tasks * -(-N // columns) < 8:
-        columns //= 2
-    return rows, columns
+def matmul_int8(a, b):
+    """(..., M,K) (..., K,N) int8 -> (..., M,N) int32, exact.
+
+    MiniLLMError for other types, and for K above 131,071, where the sum of products of -128 no longer fits into 32 bits.
+    """
+    for x, what in ((a, "a"), (b, "b")):
+        if x.dtype != np.int8:                   # other bytes would be read as what they are not
+            raise MiniLLMError(f"matmul_int8 takes int8, {what} is {x.dtype}: quantize it first")
+    if a.shape[-1] > LONGEST:
+        raise MiniLLMError(f"int8 products of K = {a.shape[-1]} may overflow int32: split K into parts of at most {LONGEST}")
+    y = np.empty(result_shape(a, b), np.int32)
+    if a.size and b.size:
+        multiply(np.int32, a, b, y)
+    else:
+        y[...] = 0
+    return y
+
+
+def matmul_bfloat16(a, b):
+    """(..., M,K) (..., K,N) -> (..., M,N) float32, of float32 arrays that hold bfloat16 values.
+
+    Where numba compiles for the processor's bfloat16 dot instruction, each step adds two products with two roundings, subnormal
+    operands and sums count as 0, and digits beyond bfloat16's are cut off. Elsewhere it is the float32 product: each product of
+    two bfloat16 values is exact there, and so is every step up to the rounding of the sum.
+    """
+    for x, what in ((a, "a"), (b, "b")):
+        if x.dtype != np.float32:
+            raise MiniLLMError(f"matmul_bfloat16 takes float32 arrays of bfloat16 values, {what} is {x.dtype}")
+    if not BFLOAT16_DOT or not a.size or not b.size:
+        return matmul(a, b)
+    y = np.empty(result_shape(a, b), np.float32)
+    multiply(np.uint32, whole_strides(a), whole_strides(b), y)
+    return y

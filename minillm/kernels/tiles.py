@@ -1,209 +1,188 @@
-"""The steps of attention that stay in vector registers: a tile of scores and what becomes of it, rows, and squares on their side.
+"""The vector micro-kernel: a tile of the result in registers, and what one step along k is for each kind of number.
 
-A tile is ROWS x WIDTH sums, enough of them to hide the four cycles that each waits for its last addition. The left operand
-is read a value at a time, the right one and the result a row at a time; sums run over the depth in order. Arrays are
-flat, an offset follows each.
-
-In a tile of scores a row is a key and a lane is a query: so a query's largest score, its sum and its correction are a lane of a
-vector, and nothing is ever added across lanes. `ahead` is the number of the tile's first key less that of its first query.
+Operands come as panels of 32-bit units, in the order in which they are used. A unit is what one lane multiplies in one step: one
+float32, four int8, two bfloat16. The type of a panel's array names its kind, so that one source is compiled for all of them.
 """
-from numba import types
-from numba.extending import intrinsic
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from minillm.kernels.vectors import (
-    HALVES,
-    LANES,
-    LONG,
-    VECTOR,
-    constant,
-    at,
-    emitter,
-    exponential,
-    from_lane,
-    integers,
-    larger,
-    load,
-    multiply_add,
-    repeat,
-    spread,
-    store,
-)
+from llvmlite import ir
+from numba import njit, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, overload
 
-ROWS, VECTORS = LANES // 2, 2                    # 16 of AVX-512's 32 registers hold sums, or 8 of 16
-WIDTH = VECTORS * LANES
-N = types.intp
+from minillm.kernels.scalars import INSTRUCTION, JIT
+from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread, stay_whole, write
+
+FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))      # of what numba compiles for
+VNNI = "+avx512vnni" in FEATURES
+BFLOAT16_DOT = "+avx512bf16" in FEATURES
+# A tile takes 28 of 32 registers of 16 lanes; elsewhere 12 of 16 registers of 8 lanes, which leaves room for a row and a column.
+ROWS, WIDE = (14, 2) if "+avx512f" in FEATURES else (6, 1)
+COLUMNS = WIDE * LANES
+HEIGHTS = (*(h for h in (1, 2, 4, 8) if h < ROWS), ROWS)           # the last rows of a matrix take the least tile that holds them
+
+BYTE, SHORT, INT, FLOAT = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
+HALF = ir.HalfType() if INSTRUCTION else FLOAT                     # without the instruction no float16 comes here
+WORDS = ir.VectorType(INT, LANES)
 
 
-def sums_of(b, left, row_step, depth_step, right, right_step, depth, sums):
-    """Sums += sum over k < depth of left[row, k] right[k]; row by row, VECTORS vectors each."""
-    def body(k, carried):
-        left, right, *sums = carried
-        columns = [load(b, right, v * LANES) for v in range(VECTORS)]
-        for row in range(ROWS):
-            value = spread(b, b.load(at(b, left, b.mul(row_step, LONG(row)))))
-            for v, column in enumerate(columns):
-                sums[row * VECTORS + v] = multiply_add(b, value, column, sums[row * VECTORS + v])
-        return [at(b, left, depth_step), at(b, right, right_step), *sums]
-    return repeat(b, depth, [left, right, *sums], body)[2:]
+def vector_of(kind, like):
+    return ir.VectorType(kind, like.type.count)
 
 
-def places_of(b, tile, step):
-    """Where the vectors of a tile lie in memory."""
-    return [at(b, at(b, tile, b.mul(step, LONG(row))), v * LANES) for row in range(ROWS) for v in range(VECTORS)]
+@dataclass(frozen=True)
+class Kind:
+    """What stands in a panel: `group` values of k a unit; `piece` makes a vector of values the parts of units."""
+
+    source: ir.Type                # of a value in memory
+    group: int
+    sums: ir.Type                  # of a lane of the tile
+    piece: Callable                # (builder, values) -> the same number of integers of 32 / group bits
+    product: Callable              # (builder, sums, left, right) -> sums; left and right are units
+    shift: int = 0                 # what is xor-ed to units of the left operand
 
 
-def product_tile(turned, left_step):
-    """out += left @ right; left is [row, k] with rows `left_step` apart, or, turned, [k, row]."""
-    steps = (1, left_step) if turned else (left_step, 1)
+def as_words(builder, values):
+    return builder.bitcast(values, vector_of(INT, values))
 
+
+def widened(builder, values):
+    return as_words(builder, values if values.type.element == FLOAT else builder.fpext(values, vector_of(FLOAT, values)))
+
+
+def float_product(builder, sums, left, right):
+    return multiply_add(builder, *(builder.bitcast(x, vector_of(FLOAT, x)) for x in (left, right)), sums)
+
+
+def byte_product(builder, sums, left, right):
+    """Four products a lane, unsigned by signed bytes, added to 32 bits without saturation."""
+    return call(builder, "llvm.x86.avx512.vpdpbusd.512", sums.type, sums, left, right)
+
+
+def pair_product(builder, sums, left, right):
+    """Two products a lane of 16 bits each. LLVM finds the instruction that multiplies and adds pairs: SSE2 and AVX2 have it."""
+    pairs = ir.VectorType(INT, 2 * LANES)
+    left, right = (builder.sext(builder.bitcast(x, ir.VectorType(SHORT, 2 * LANES)), pairs) for x in (left, right))
+    products = builder.mul(left, right)
+    first, second = (builder.shuffle_vector(products, ir.Constant(pairs, ir.Undefined),
+                                            ir.Constant(WORDS, list(range(part, 2 * LANES, 2)))) for part in (0, 1))
+    return builder.add(sums, builder.add(first, second))
+
+
+def bfloat16_product(builder, sums, left, right):
+    """Two products a lane; subnormal operands and results count as 0, ties to even whatever the mode."""
+    return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, sums, left, right)
+
+
+FLOATS = Kind(FLOAT, 1, FLOAT, widened, float_product)
+# The instruction takes the left operand unsigned: 128 is added to it, which turns one bit, and taken away from the result as 128
+# times the sum of the column. Both sums may pass 2^31 on the way; they wrap, and so the difference is exact.
+BYTES = Kind(BYTE, 4, INT, lambda builder, x: x, byte_product, shift=0x80808080)
+PAIRS = Kind(BYTE, 2, INT, lambda builder, x: builder.sext(x, vector_of(SHORT, x)), pair_product)
+BFLOAT16S = Kind(FLOAT, 2, FLOAT, lambda builder, x: builder.trunc(
+    builder.lshr(as_words(builder, x), ir.Constant(vector_of(INT, x), [16] * x.type.count)), vector_of(SHORT, x)), bfloat16_product)
+
+KINDS = {types.float32: FLOATS, types.int32: BYTES if VNNI else PAIRS}
+if BFLOAT16_DOT:                                 # elsewhere LLVM cannot compile the instruction and ends the process
+    KINDS[types.uint32] = BFLOAT16S
+
+
+def kind_of(panels) -> Kind:
+    return KINDS[panels.dtype]
+
+
+def group(panels):
+    """Values of k in a unit."""
+    raise NotImplementedError("for use inside a kernel")
+
+
+@overload(group)
+def _group(panels):
+    size = kind_of(panels).group
+    return lambda panels: size
+
+
+def tile_of(height):
+    """The micro-kernel: tile += left panel times right panel, `height` x COLUMNS, `steps` units deep.
+
+    The sums stay in registers from the first step to the last. With `fresh` they start at 0, not at what the tile holds.
+    """
     @intrinsic
-    def tile(typingctx, left, l, right, r, right_step, out, o, out_step, depth):
-        def emit(b, left, l, right, r, right_step, out, o, out_step, depth):
-            places = places_of(b, at(b, out, o), out_step)
-            sums = sums_of(b, at(b, left, l), LONG(steps[0]), LONG(steps[1]), at(b, right, r), right_step, depth,
-                           [load(b, place) for place in places])
-            for place, total in zip(places, sums, strict=True):
-                store(b, total, place)
-        return types.void(left, N, right, N, N, out, N, N, N), emitter(emit)
-    return tile
+    def operation(typingctx, panels, left, right, tile, stride, steps, fresh):
+        signature = types.void(panels, types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean)
+        kind = kind_of(panels)
+
+        def emit(context, builder, signature, args):
+            _, left, right, tile, stride, steps, fresh = args
+            places = [moved(builder, moved(builder, tile, builder.mul(stride, stride.type(r)), 4), v * LANES, 4)
+                      for r in range(height) for v in range(WIDE)]
+            before = first_sums(builder, kind, places, moved(builder, right, steps, 4 * COLUMNS), fresh)
+            entry, loop, done = builder.block, builder.append_basic_block("k"), builder.append_basic_block("done")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            k, sums = builder.phi(steps.type), [builder.phi(start.type) for start in before]
+            after = one_step(builder, kind, moved(builder, left, k, 4 * height), moved(builder, right, k, 4 * COLUMNS), sums)
+            following = builder.add(k, k.type(1))
+            for value, start, end in zip((k, *sums), (k.type(0), *before), (following, *after), strict=True):
+                value.add_incoming(start, entry)
+                value.add_incoming(end, loop)
+            builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
+            builder.position_at_end(done)
+            for place, end in zip(places, after, strict=True):
+                write(builder, end, place)
+            return context.get_dummy_value()
+        return signature, emit
+
+    def one_step(builder, kind, left, right, sums):
+        unit = FLOAT if kind is FLOATS else INT
+        columns = [read(builder, moved(builder, right, v * LANES, 4), unit) for v in range(WIDE)]
+        after = []
+        for r in range(height):
+            row = spread(builder, read_one(builder, moved(builder, left, r, 4), unit))
+            after += [kind.product(builder, sums[r * WIDE + v], row, columns[v]) for v in range(WIDE)]
+        return after
+    return operation
 
 
-def scores_of(b, keys, k, key_step, queries, r, out, o, out_step, depth):
-    """A tile of scores, keys[key, d] queries[d, query], and where its vectors are to lie; queries are `out_step` apart, too."""
-    sums = sums_of(b, at(b, keys, k), key_step, LONG(1), at(b, queries, r), out_step, depth, [constant(0)] * (ROWS * VECTORS))
-    return sums, places_of(b, at(b, out, o), out_step)
+def read_one(builder, address, kind):
+    return builder.extract_element(read(builder, address, kind, 1), INT(0))
 
 
-def hidden(b, diagonal, ahead, values, instead):
-    """The tile with `instead` where the key comes after the query."""
-    if not diagonal:
-        return values
-    seen = [from_lane(b, b.add(ahead, LONG(row - v * LANES))) for row in range(ROWS) for v in range(VECTORS)]
-    return [b.select(s, value, constant(instead)) for s, value in zip(seen, values, strict=True)]
+def first_sums(builder, kind, places, behind, fresh):
+    """What the sums of a tile start at: 0 or what it holds, and what stands behind the panel where a shift has to be undone."""
+    zeros = ir.Constant(ir.VectorType(kind.sums, LANES), [0] * LANES)
+    sums = [builder.select(fresh, zeros, read(builder, place, kind.sums)) for place in places]
+    if kind.shift:
+        undone = [read(builder, moved(builder, behind, v * LANES, 4), INT) for v in range(WIDE)]
+        sums = [builder.add(each, undone[i % WIDE]) for i, each in enumerate(sums)]
+    return sums
 
 
-def lanes_of(b, numbers, n):
-    """A number for each query, ready for each vector of a tile."""
-    return [load(b, numbers, b.add(n, LONG(v * LANES))) for v in range(VECTORS)] * ROWS
+_tiles = {height: tile_of(height) for height in HEIGHTS}
+tile1, tile2, tile4, tile8, tile = (_tiles.get(height, _tiles[ROWS]) for height in (1, 2, 4, 8, ROWS))
 
 
-def score_tile(diagonal):
-    """out = scores, -inf where hidden; `top` becomes the largest so far."""
-    @intrinsic
-    def tile(typingctx, keys, k, key_step, queries, r, out, o, out_step, depth, top, t, ahead):
-        def emit(b, keys, k, key_step, queries, r, out, o, out_step, depth, top, t, ahead):
-            sums, places = scores_of(b, keys, k, key_step, queries, r, out, o, out_step, depth)
-            sums = hidden(b, diagonal, ahead, sums, -float("inf"))
-            for v, most in enumerate(lanes_of(b, top, t)[:VECTORS]):
-                for row in range(ROWS):
-                    store(b, sums[row * VECTORS + v], places[row * VECTORS + v])
-                    most = larger(b, sums[row * VECTORS + v], most)
-                store(b, most, top, b.add(t, LONG(v * LANES)))
-        return types.void(keys, N, N, queries, N, out, N, N, N, top, N, N), emitter(emit)
-    return tile
+@njit(**JIT)
+def multiply_panels(panels, height, left, right, sums, stride, steps, fresh):
+    """Add the product of a left panel of this height and a right one to a tile; `panels` is only looked at for its type."""
+    stay_whole()
+    if height == ROWS:
+        tile(panels, left, right, sums, stride, steps, fresh)
+    elif height == 1:
+        tile1(panels, left, right, sums, stride, steps, fresh)
+    elif height == 2:
+        tile2(panels, left, right, sums, stride, steps, fresh)
+    elif height == 4:
+        tile4(panels, left, right, sums, stride, steps, fresh)
+    else:
+        tile8(panels, left, right, sums, stride, steps, fresh)
 
 
-def weight_tile(diagonal):
-    """out = exp(scores - top) share, 0 where hidden."""
-    @intrinsic
-    def tile(typingctx, keys, k, key_step, queries, r, out, o, out_step, depth, top, share, t, ahead):
-        def emit(b, keys, k, key_step, queries, r, out, o, out_step, depth, top, share, t, ahead):
-            sums, places = scores_of(b, keys, k, key_step, queries, r, out, o, out_step, depth)
-            weights = [b.fmul(exponential(b, b.fsub(s, most)), part)
-                       for s, most, part in zip(sums, lanes_of(b, top, t), lanes_of(b, share, t), strict=True)]
-            for place, weight in zip(places, hidden(b, diagonal, ahead, weights, 0), strict=True):
-                store(b, weight, place)
-        return types.void(keys, N, N, queries, N, out, N, N, N, top, share, N, N), emitter(emit)
-    return tile
-
-
-def cotangent_tile(diagonal):
-    """out = values @ cotangents, 0 where hidden; `mean` grows by the sum over the tile's keys of weights times out."""
-    @intrinsic
-    def tile(typingctx, values, k, value_step, cotangents, r, out, o, out_step, depth, weights, mean, t, ahead):
-        def emit(b, values, k, value_step, cotangents, r, out, o, out_step, depth, weights, mean, t, ahead):
-            sums, places = scores_of(b, values, k, value_step, cotangents, r, out, o, out_step, depth)
-            sums, weights = hidden(b, diagonal, ahead, sums, 0), places_of(b, at(b, weights, o), out_step)
-            for v, total in enumerate(lanes_of(b, mean, t)[:VECTORS]):
-                for row in range(ROWS):
-                    store(b, sums[row * VECTORS + v], places[row * VECTORS + v])
-                    total = multiply_add(b, load(b, weights[row * VECTORS + v]), sums[row * VECTORS + v], total)
-                store(b, total, mean, b.add(t, LONG(v * LANES)))
-        return types.void(values, N, N, cotangents, N, out, N, N, N, weights, mean, N, N), emitter(emit)
-    return tile
-
-
-@intrinsic
-def exponentials(typingctx, scores, s, step, count, top, total, t):
-    """Scores become exp(scores - top) for WIDTH queries and `count` keys; `total` grows by their sum."""
-    def emit(b, scores, s, step, count, top, total, t):
-        scores, tops = at(b, scores, s), lanes_of(b, top, t)
-
-        def body(key, totals):
-            row, new = at(b, scores, b.mul(key, step)), []
-            for v in range(VECTORS):
-                e = exponential(b, b.fsub(load(b, row, v * LANES), tops[v]))
-                store(b, e, row, v * LANES)
-                new.append(b.fadd(totals[v], e))
-            return new
-        for v, grown in enumerate(repeat(b, count, lanes_of(b, total, t)[:VECTORS], body)):
-            store(b, grown, total, b.add(t, LONG(v * LANES)))
-    return types.void(scores, N, N, N, top, total, N), emitter(emit)
-
-
-@intrinsic
-def score_cotangents(typingctx, cotangents, weights, s, step, count, mean, t):
-    """Cotangents of weights become those of scores, weights (cotangents - mean), for WIDTH queries and `count` keys."""
-    def emit(b, cotangents, weights, s, step, count, mean, t):
-        means = lanes_of(b, mean, t)
-
-        def body(key, _):
-            row = b.add(s, b.mul(key, step))
-            for v in range(VECTORS):
-                place = b.add(row, LONG(v * LANES))
-                store(b, b.fmul(load(b, weights, place), b.fsub(load(b, cotangents, place), means[v])), cotangents, place)
-            return []
-        repeat(b, count, [], body)
-    return types.void(cotangents, weights, N, N, N, mean, N), emitter(emit)
-
-
-@intrinsic
-def scale_row(typingctx, row, r, vectors, factor):
-    """A row of so many vectors times a number."""
-    def emit(b, row, r, vectors, factor):
-        factor = spread(b, factor)
-
-        def body(turn, _):
-            place = b.add(r, b.mul(turn, LONG(LANES)))
-            store(b, b.fmul(load(b, row, place), factor), row, place)
-            return []
-        repeat(b, vectors, [], body)
-    return types.void(row, N, N, types.float32), emitter(emit)
-
-
-@intrinsic
-def move(typingctx, source, s, out, o, factor):
-    """LANES values times a number, from float32 or float16 bits to float32 or float16 bits, rounded once."""
-    def emit(b, source, s, out, o, factor):
-        half_in, half_out = (kind.dtype == types.uint16 for kind in kinds)
-        x = load(b, source, s, HALVES if half_in else VECTOR)
-        x = b.fmul(b.fpext(x, VECTOR) if half_in else x, spread(b, factor))
-        store(b, b.fptrunc(x, HALVES) if half_out else x, out, o)
-    kinds = source, out
-    return types.void(source, N, out, N, types.float32), emitter(emit)
-
-
-@intrinsic
-def turn_square(typingctx, x, i, x_step, y, j, y_step):
-    """LANES x LANES values on their side: halves of 1, 2, 4, ... lanes change places between pairs of rows."""
-    def emit(b, x, i, x_step, y, j, y_step):
-        rows = [load(b, x, b.add(i, b.mul(x_step, LONG(row)))) for row in range(LANES)]
-        for width in (w for w in (1, 2, 4, 8) if w < LANES):
-            low = integers(LANES + lane - width if lane & width else lane for lane in range(LANES))
-            high = integers(LANES + lane if lane & width else lane + width for lane in range(LANES))
-            for row in (row for row in range(LANES) if not row & width):
-                pair = rows[row], rows[row + width]
-                rows[row], rows[row + width] = b.shuffle_vector(*pair, low), b.shuffle_vector(*pair, high)
-        for row in range(LANES):
-            store(b, rows[row], y, b.add(j, b.mul(y_step, LONG(row))))
-    return types.void(x, N, N, y, N, N), emitter(emit)
+@njit(**JIT)
+def height_of(rows):
+    """The least tile for this many rows."""
+    for height in HEIGHTS:
+        if rows <= height:
+            return height
+    return ROWS

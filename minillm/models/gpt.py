@@ -6,6 +6,7 @@ import numpy as np
 from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
+from minillm.models.decoding import Decoder
 from minillm.nn import Block, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module
 from minillm.precision.recipe import Recipe
 
@@ -58,7 +59,7 @@ class GPT(Module):
             x = block(x, cache)
         x = self.norm(x)
         with scope("head"):                                                   # tied: the token table is the head's weight
-            return self.ops.linear(x, self.tokens.weight)
+            return self.tokens.head(x)
 
     def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
         """Mean cross-entropy in nats a token, ids and targets (B,T)."""
@@ -75,21 +76,21 @@ class GPT(Module):
             raise MiniLLMError("the prompt is empty: give at least one token to continue")
         if not temperature >= 0 or top_k < 0:
             raise MiniLLMError(f"temperature {temperature} and top_k {top_k} must not be negative: 0 is the most likely, and all")
-        caches, read = self.new_caches(), 0
-        with self.ops.context.no_record():
+        decoder, caches, read = Decoder(self), self.new_caches(), 0
+        with self.ops.context.unchanged():
             for _ in range(tokens):
                 if len(ids) > T or not read:
                     caches, window, read = self.new_caches(), ids[-T:], 0
                 else:
                     window = ids[read:]
                 self.ops.context.begin(len(ids))
-                logits = self(np.array([window], np.int32), caches, read)                    # (1,T,V)
+                logits = decoder.logits(window, caches, read)                                # (V,) f32
                 read += len(window)
-                ids.append(choose(logits.data[0, -1].astype(np.float32), temperature, top_k, rng))
+                ids.append(choose(logits, temperature, top_k, rng))
         return np.array(ids, np.int32)
 
     def new_caches(self) -> list[KeyValueCache]:
-        return [KeyValueCache() for _ in self.blocks]
+        return [KeyValueCache(self.shape.context) for _ in self.blocks]
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Generator) -> int:

@@ -26,6 +26,10 @@ class Embedding(Module):
     def forward(self, ids: np.ndarray) -> Tensor:
         return self.ops.embedding(self.weight, ids)
 
+    def head(self, x: Tensor) -> Tensor:
+        """Tied: the table is the weight of the model's head, (..., C) -> (..., V)."""
+        return self.ops.linear(x, self.weight)
+
 
 class LayerNorm(Module):
     """Each row to mean 0 and variance 1, then times gain plus shift (C,); shift only with bias."""

@@ -1,0 +1,66 @@
+"""Who is measured against: packages that may be missing, and the thread pools that they bring."""
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from importlib.util import find_spec
+from types import ModuleType
+
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from minillm import kernels
+from minillm.backend import usable_cores
+from minillm.errors import MiniLLMError
+
+
+def torch() -> ModuleType | None:
+    """PyTorch, where it is installed; it takes two seconds to load, so only where it is timed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def ml_dtypes() -> ModuleType | None:
+    """ml_dtypes, where it is installed: NumPy types for bfloat16 and narrower floats."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return ml_dtypes
+
+
+def version(package: str) -> str | None:
+    """The version that is installed, without loading it."""
+    return metadata.version(package) if find_spec(package) else None
+
+
+def openblas() -> dict:
+    """What threadpoolctl knows of the OpenBLAS under NumPy; empty where NumPy has another BLAS."""
+    return next((found for found in threadpool_info() if found["internal_api"] == "openblas"), {})
+
+
+def most_threads() -> int:
+    """As many as there are cores, or fewer where numba was told so."""
+    return min(usable_cores(), kernels.load("pool").largest()) if kernels.enabled() else usable_cores()
+
+
+def check_threads(count: int) -> int:
+    """The count itself; MiniLLMError for one that this machine does not have."""
+    if not 1 <= count <= most_threads():
+        raise MiniLLMError(f"--threads is {count}: this machine can be measured with 1 to {most_threads()}")
+    return count
+
+
+@contextmanager
+def all_on(count: int):
+    """Inside, every pool has `count` threads: numba's, OpenBLAS's and, where it is loaded, PyTorch's. Then as before."""
+    with ExitStack() as undo:
+        undo.enter_context(threadpool_limits(count, "blas"))
+        if kernels.enabled():
+            pool = kernels.load("pool")
+            undo.callback(pool.set_threads, pool.threads())
+            pool.set_threads(count)
+        if (peer := torch()) is not None:
+            undo.callback(peer.set_num_threads, peer.get_num_threads())
+            peer.set_num_threads(count)
+        yield

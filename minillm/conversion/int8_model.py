@@ -1,0 +1,54 @@
+"""A trained GPT as it generates: with its weights in float32, in float16, or as int8 codes for int8 products."""
+import numpy as np
+
+from minillm.conversion.rounding import int8_rows
+from minillm.errors import MiniLLMError, unknown
+from minillm.models.gpt import GPT
+from minillm.nn import Embedding, Int8Embedding, Int8Linear, Linear, Module
+from minillm.precision.recipe import Recipe
+from minillm.recipes import PRESETS
+from minillm.rounding import round_to, widen
+
+WEIGHTS = {"float32": PRESETS["float32"], "float16": PRESETS["float16-no-master"], "int8": PRESETS["float32"]}
+
+
+def in_weights(model: GPT, name: str) -> GPT:
+    """A copy of the model with its weights in float32, float16 or int8, to generate from.
+
+    With float16 weights activations are float16, too; with int8 weights they are float32, and become int8 codes on their way into
+    each product. MiniLLMError for another name, and for weights that float16 or int8 cannot hold.
+    """
+    if name not in WEIGHTS:
+        raise unknown("weights", name, WEIGHTS)
+    copy = under(model, WEIGHTS[name])
+    return to_int8(copy) if name == "int8" else copy
+
+
+def under(model: GPT, recipe: Recipe) -> GPT:
+    """A copy of a model under another recipe, each parameter rounded once into that recipe's format."""
+    copy, state = GPT(model.shape, recipe), {}
+    for p in model.parameters():
+        with np.errstate(over="ignore"):
+            state[p.name] = round_to(widen(p.data, np.float32), recipe.parameters)
+        if np.isinf(state[p.name]).any() and np.isfinite(p.data).all():
+            raise MiniLLMError(f"{p.name} has weights beyond {recipe.parameters.max:g}, {recipe.parameters.name}'s largest: "
+                               "take float32 or int8 weights")
+    copy.load_state_dict(state)
+    return copy
+
+
+def to_int8(module: Module) -> Module:
+    """Put codes in place of every matrix below a float32 module: linear layers, embeddings and the tied head."""
+    for key, part in list(module.parts()):
+        if isinstance(part, Linear | Embedding):
+            rows = int8_rows(part.weight.data)
+            codes = rows.codes, rows.scale[:, 0]
+            setattr(module, key, Int8Linear(*codes, part.bias) if isinstance(part, Linear) else Int8Embedding(*codes))
+        elif isinstance(part, Module):
+            to_int8(part)
+    return module
+
+
+def weight_bytes(model: Module) -> int:
+    """What its weights take in memory: parameters, codes and scales, a tied one once."""
+    return sum(array.nbytes for array in model.state_dict().values())

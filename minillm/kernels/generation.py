@@ -1,0 +1,231 @@
+"""A transformer block for one token: matrices times a vector, from float32, float16 or int8 weights, and cached keys and values.
+
+Each weight is read once and used once, so a token takes as long as its bytes need to come from memory: int8 weights a quarter of
+float32's time. What is left is the way from op to op; one compiled function for each block makes that short.
+A row's sum runs in an order that depends on its length alone, and work is shared out by the shapes of arrays alone.
+"""
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+from minillm.kernels.dot import rows_dot
+from minillm.kernels.scalars import JIT, bits_float, exp, float_bits, load, store
+
+LANES = 16
+TASK = 2**16                       # bytes of weights in a task: some 5 us of a core; handing it to a thread costs 3
+MOST_TASKS = 16
+LARGEST_CODE, INFINITE = np.float32(127), np.int32(0x7F800000)
+LOWEST = np.float32(2.0**-126)                                                 # of a scale: normal
+HIGHEST = np.nextafter(np.finfo(np.float32).max / LARGEST_CODE, np.float32(0))                # 127 times it is finite
+
+
+# --- a matrix times a vector
+
+@njit(**JIT)
+def widened(x):
+    """A vector as float32."""
+    wide = np.empty(x.size, np.float32)
+    for i in range(x.size):
+        wide[i] = load(x, i)
+    return wide
+
+
+@njit(**JIT)
+def some_rows(x, y, weight, bias, start, stop):
+    """y[start:stop] = weight[start:stop] x + bias, x float32."""
+    sums = np.empty(stop - start, np.float32)
+    rows_dot(x, 0, weight.reshape(-1), start * x.size, x.size, x.size, sums, stop - start)
+    for n in range(start, stop):
+        value = sums[n - start] if bias is None else sums[n - start] + load(bias, n)
+        store(y, n, value)
+
+
+@njit(parallel=True, **JIT)
+def shared_rows(x, y, weight, bias, tasks):
+    N = weight.shape[0]
+    for task in prange(tasks):
+        some_rows(x, y, weight, bias, task * N // tasks, (task + 1) * N // tasks)
+
+
+@njit(**JIT)
+def to_codes(x):
+    """Of x (K,) float32: int8 codes, held as int16, half to even, and their scale, max|x| / 127; NaN unless all are finite."""
+    top, codes = np.int32(0), np.zeros(x.size, np.int16)
+    for k in range(x.size):
+        top = max(top, np.int32(float_bits(x[k]) & 0x7FFFFFFF))               # of a size alone: NaN is larger than infinity
+    if top >= INFINITE:
+        return codes, np.float32(np.nan)
+    scale = np.float32(1) if top == 0 else min(max(bits_float(top) / LARGEST_CODE, LOWEST), HIGHEST)
+    for k in range(x.size):
+        codes[k] = np.int16(np.rint(x[k] / scale))
+    return codes, scale
+
+
+@njit(**JIT)
+def some_rows_int8(x, x_scale, y, weight, scale, bias, start, stop):
+    """y[start:stop] = (weight x) (x_scale scale) + bias, the product of codes an exact int32."""
+    sums = np.empty(stop - start, np.int32)
+    rows_dot(x, 0, weight.reshape(-1), start * x.size, x.size, x.size, sums, stop - start)
+    for n in range(start, stop):
+        value = np.float32(sums[n - start]) * np.float32(x_scale * scale[n])
+        y[n] = value if bias is None else value + bias[n]
+
+
+@njit(parallel=True, **JIT)
+def shared_rows_int8(x, x_scale, y, weight, scale, bias, tasks):
+    N = weight.shape[0]
+    for task in prange(tasks):
+        some_rows_int8(x, x_scale, y, weight, scale, bias, task * N // tasks, (task + 1) * N // tasks)
+
+
+@njit(**JIT)
+def tasks_of(array):
+    """How many tasks share these weights: one, without the pool, where less than two would be full."""
+    return max(1, min(MOST_TASKS, array.size * array.itemsize // TASK))
+
+
+@njit(**JIT)
+def linear_float(x, y, weight, bias):
+    """Into y (N,): weight (N,K) x (K,) + bias (N,) or None; float32, or float16 as bits; float32 accumulate, y rounded once."""
+    wide, tasks = widened(x), tasks_of(weight)
+    if tasks == 1:
+        some_rows(wide, y, weight, bias, 0, y.size)
+    else:
+        shared_rows(wide, y, weight, bias, tasks)
+
+
+@njit(**JIT)
+def linear_int8(x, y, weight, scale, bias):
+    """Into y (N,) float32: codes (N,K) int8 with a scale (N,) float32 times x (K,) float32, which becomes codes first."""
+    (codes, x_scale), tasks = to_codes(x), tasks_of(weight)
+    if tasks == 1:
+        some_rows_int8(codes, x_scale, y, weight, scale, bias, 0, y.size)
+    else:
+        shared_rows_int8(codes, x_scale, y, weight, scale, bias, tasks)
+
+
+def linear(x, y, weight, scale, bias):
+    """Either of the two; a scale of None where weight is no codes."""
+    raise NotImplementedError("for use inside a kernel")
+
+
+@overload(linear)
+def _linear(x, y, weight, scale, bias):
+    if weight.dtype == types.int8:
+        return lambda x, y, weight, scale, bias: linear_int8(x, y, weight, scale, bias)
+    return lambda x, y, weight, scale, bias: linear_float(x, y, weight, bias)
+
+
+# --- one query over the cached keys
+
+@njit(**JIT)
+def attend_head(q, keys, values, count, head, heads, y):
+    """One head of a query (C,) float32 over the first `count` rows of keys and values (T,C), into y (C,); softmax in float32."""
+    C, D = q.size, q.size // heads
+    first, scale = head * D, np.float32(D) ** np.float32(-0.5)
+    scores, mixed = np.empty(count, np.float32), np.zeros(D, np.float32)
+    rows_dot(q, first, keys.reshape(-1), first, C, D, scores, count)
+    top, total = -np.float32(np.inf), np.float32(0)
+    for t in range(count):
+        scores[t] *= scale
+        top = max(top, scores[t])
+    for t in range(count):
+        scores[t] = exp(scores[t] - top)
+    for t in range(count):
+        total += scores[t]
+    for t in range(count):
+        row, weight = values[t, first:first + D], scores[t] / total
+        for d in range(D):
+            mixed[d] += weight * load(row, d)
+    for d in range(D):
+        store(y, first + d, mixed[d])
+
+
+@njit(parallel=True, **JIT)
+def attend_heads(q, keys, values, count, heads, y):
+    for head in prange(heads):
+        attend_head(q, keys, values, count, head, heads, y)
+
+
+@njit(**JIT)
+def attend(q, keys, values, count, heads, y):
+    """Into y (C,): attention of a query (C,) over the first `count` of keys and values (T,C)."""
+    wide = widened(q)
+    if 2 * count * q.size * q.itemsize < TASK:
+        for head in range(heads):
+            attend_head(wide, keys, values, count, head, heads, y)
+    else:
+        attend_heads(wide, keys, values, count, heads, y)
+
+
+# --- the ops between
+
+@njit(**JIT)
+def total(x):
+    """The sum of a float32 vector, sixteen sums side by side."""
+    lanes, result = np.zeros(LANES, np.float32), np.float32(0)
+    for start in range(0, x.size // LANES * LANES, LANES):
+        for lane in range(LANES):
+            lanes[lane] += x[start + lane]
+    for lane in range(LANES):
+        result += lanes[lane]
+    for i in range(x.size // LANES * LANES, x.size):
+        result += x[i]
+    return result
+
+
+@njit(**JIT)
+def layer_norm(x, y, gain, shift, eps):
+    """To mean 0 and variance 1, times gain, plus shift or None; sums in float32."""
+    row, C = widened(x), np.float32(x.size)
+    row -= total(row) / C
+    rstd = np.float32(1) / np.sqrt(total(row * row) / C + eps)
+    for i in range(row.size):
+        value = row[i] * rstd * load(gain, i)
+        value = value if shift is None else value + load(shift, i)            # inside the call of `store` numba would lose the call
+        store(y, i, value)
+
+
+@njit(**JIT)
+def gelu(x):
+    for i in range(x.size):
+        u = load(x, i)
+        z = np.float32(0.7978845608028654) * (u + np.float32(0.044715) * u * u * u)
+        store(x, i, u / (np.float32(1) + exp(np.float32(-2) * z)))
+
+
+@njit(**JIT)
+def add(x, y):
+    """X += y."""
+    for i in range(x.size):
+        store(x, i, load(x, i) + load(y, i))
+
+
+@njit(**JIT)
+def block(x, position, heads, keys, values, norm1, query, key, value, out, norm2, up, down):
+    """Make of x (C,) the block's result for the token at `position`; its key and value are written into keys and values (T,C).
+
+    A norm is (gain, shift or None, eps), a linear layer (weight, scale or None, bias or None). Whatever is handed from op to op is
+    rounded into what x holds: float32, or float16 as bits.
+    """
+    q, mixed, h, wide = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty(up[0].shape[0], x.dtype)
+    layer_norm(x, h, *norm1)
+    linear(h, q, *query)
+    linear(h, keys[position], *key)
+    linear(h, values[position], *value)
+    attend(q, keys, values, position + 1, heads, mixed)
+    linear(mixed, h, *out)
+    add(x, h)
+    layer_norm(x, h, *norm2)
+    linear(h, wide, *up)
+    gelu(wide)
+    linear(wide, h, *down)
+    add(x, h)
+
+
+@njit(**JIT)
+def head(x, logits, norm, tokens):
+    """Into logits (V,): the last norm of x (C,), and the tied head."""
+    h = np.empty_like(x)
+    layer_norm(x, h, *norm)
+    linear(h, logits, *tokens)
