@@ -154,9 +154,9 @@ def formats(arguments) -> Answer:
 
 
 def bench(arguments) -> Answer:
-    from minillm.experiments import bench
-    result = bench.bench(arguments.what, arguments.quiet)
-    return Answer(result, bench.describe(result))
+    from minillm.experiments import bench, bench_tables
+    result = bench.bench(arguments.what, arguments.pools, arguments.quiet, arguments.out, arguments.readme)
+    return Answer(result, bench_tables.describe(result))
 
 
 COMMANDS: dict[str, tuple[Callable, str]] = {
@@ -203,7 +203,10 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("value", nargs="?", metavar="VALUE", help="a number such as 0.1, 2^-24, 0x1.8p3, inf or nan")
         parser._negative_number_matcher = re.compile(r"-[\d.in]")               # -2^-3 and -inf are values, not options
     if name == "bench":
-        parser.add_argument("what", metavar="NAME", help="cast: rounding into every format, and after every addition of a product")
+        parser.add_argument("what", metavar="NAME", help="matmul, rowwise, cast, step, generate, or all")
+        parser.add_argument("--threads", dest="pools", type=int, metavar="N", help="of every pool (default: one a core)")
+        parser.add_argument("--out", type=filled, metavar="DIR", help="folder for bench-matmul.png, rate against size")
+        parser.add_argument("--readme", type=filled, metavar="FILE", help="put the tables of `all` between its two marks")
     if name == "sample":
         parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default a line's end)")
         parser.add_argument("--weights", type=filled, metavar="NAME", help="float32, float16 or int8 (default: as the recipe says)")

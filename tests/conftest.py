@@ -17,10 +17,11 @@ for variable in ("CI", "BUILD_NUMBER"):                        # where one is se
 
 
 def pytest_collection_modifyitems(config, items):
-    if "exhaustive" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("exhaustive"):
-                item.add_marker(pytest.mark.skip(reason="minutes: pytest -m exhaustive"))
+    for item in items:
+        if "exhaustive" not in config.option.markexpr and item.get_closest_marker("exhaustive"):
+            item.add_marker(pytest.mark.skip(reason="minutes: pytest -m exhaustive"))
+        if {"kernels", "kernels_on", "kernels_off"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.chooses_kernels)
 
 
 @pytest.fixture(params=["on", "off"])
@@ -28,3 +29,13 @@ def kernels(request, monkeypatch):
     """Runs a test with compiled kernels and without."""
     monkeypatch.setenv("MINILLM_KERNELS", request.param)
     return request.param
+
+
+@pytest.fixture
+def kernels_on(monkeypatch):
+    monkeypatch.setenv("MINILLM_KERNELS", "on")
+
+
+@pytest.fixture
+def kernels_off(monkeypatch):
+    monkeypatch.setenv("MINILLM_KERNELS", "off")

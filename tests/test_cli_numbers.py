@@ -1,15 +1,12 @@
 """`minillm formats` and `minillm bench` as a user types them."""
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from minillm import cli, kernels
-from minillm.bench import cast as cast_module
-from minillm.experiments import bench, formats
-from minillm.experiments.bench import BENCHES
-from minillm.formats import FLOAT8_E4M3, FORMATS, format_named
+from minillm import cli
+from minillm.experiments import formats
+from minillm.formats import FORMATS, format_named
 from minillm.rounding import ROUNDINGS, round_to
 
 
@@ -85,6 +82,11 @@ def test_numbers_as_people_write_them():
     (["formats", ""], "unknown format ''"), (["formats", "float16", ""], "cannot read ''"),
     (["formats", "--jsn"], "did you mean '--json'"),
     (["bench", "casts"], "unknown bench 'casts': did you mean 'cast'?"), (["bench"], "required: NAME"),
+    (["bench", "cast", "--threads", "0"], "--threads is 0: this machine can be measured with 1 to "),
+    (["bench", "step", "--threads", "1025"], "--threads is 1025: this machine can be measured with 1 to "),
+    (["bench", "matmul", "--threads", "two"], "argument --threads: invalid int value: 'two'"),
+    (["bench", "cast", "--out", "figures"], "bench cast draws no figure"),
+    (["bench", "cast", "--readme", "README.md"], "minillm bench all --readme README.md"),
 ])
 def test_what_is_wrong_is_said_in_one_line(argv, says, say):
     code, out, err = say(*argv)
@@ -99,64 +101,3 @@ def test_help_is_there(capsys):
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
         assert "NAME" in capsys.readouterr().out
-
-
-# --- bench
-
-@pytest.fixture
-def small(monkeypatch):
-    """The measurement with few numbers."""
-    monkeypatch.setitem(BENCHES, "cast", lambda quiet: cast_module.cast(64, 2, quiet, size=8))
-
-
-def test_the_bench_has_a_row_for_every_format_on_both_kinds_of_data(small, say):
-    code, out, err = say("bench", "cast", "--json", "--quiet")
-    answer = json.loads(out)
-    assert (code, err) == (0, "")
-    assert [(r["data"], r["format"]) for r in answer["rows"]] == \
-        [(kind, name) for kind in ("Gaussian", "float16 subnormals") for name in FORMATS if name != "float32"]
-    for row in answer["rows"]:
-        assert row["ns"] > 0
-        assert (row["peer"] is None) == (row["peer_ns"] is None) == (row["ratio"] is None)
-        assert row["peer"] is None or abs(row["ratio"] - row["peer_ns"] / row["ns"]) < 1e-9
-    assert {r["format"] for r in answer["rows"] if r["peer"] == "ml_dtypes"} == set(cast_module.PEERS)
-    assert [r["accumulator"] for r in answer["products"]] == list(cast_module.ACCUMULATORS)
-    assert all(r["ms"] > 0 and abs(r["ratio"] - r["peer_ms"] / r["ms"]) < 1e-9 for r in answer["products"])
-
-
-def test_the_bench_as_a_table(small, say):
-    code, out, _ = say("bench", "cast", "--quiet")
-    assert code == 0
-    state = "on" if kernels.enabled() else "off"
-    assert f"64 float32 values, nearest even, median of 2; kernels {state}; ml_dtypes" in out
-    assert out.partition("accumulator")[0].count("float8_e4m3 ") == 2
-
-
-def test_without_ml_dtypes_the_bench_says_so(small, say, monkeypatch):
-    monkeypatch.setattr(cast_module, "ml_dtypes", None)
-    code, out, err = say("bench", "cast", "--quiet")
-    assert (code, err) == (0, "")
-    assert "ml_dtypes is not installed, so most formats have no peer here: pip install ml_dtypes" in out
-    assert "numpy" in out
-
-
-def test_the_module_loads_where_ml_dtypes_is_missing(monkeypatch):
-    import importlib
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)                        # an import of it fails
-    try:
-        importlib.reload(cast_module)
-        assert cast_module.ml_dtypes is None
-        assert cast_module.peer_of(FLOAT8_E4M3) is None
-    finally:
-        monkeypatch.undo()
-        importlib.reload(cast_module)
-
-
-def test_peers_are_measured_on_the_same_numbers():
-    kinds = cast_module.inputs(1000)
-    assert all(x.dtype == np.float32 for x in kinds.values())
-    small = np.abs(kinds["float16 subnormals"])
-    assert small.max() < 2**-14
-    assert (small > 2**-16).mean() > 0.5
-    text = bench.describe(cast_module.cast(8, 1, True, size=4))
-    assert text.count("\n") == 2 * len(FORMATS) + len(cast_module.ACCUMULATORS) + 6

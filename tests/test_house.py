@@ -137,10 +137,11 @@ def test_figures_are_drawn_from_plain_records():
     assert {room(target) for targets in drawing.values() for target in targets} <= {"plotting", "formats", "files", "errors"}
 
 
-def test_torch_and_the_tests_own_tools_are_not_needed():
-    for package in ("torch", "scipy", "pytest"):
+def test_peers_and_the_tests_own_tools_are_not_needed():
+    for package in ("scipy", "pytest"):
         assert importers(package) == set(), package
-    assert importers("ml_dtypes") <= {"minillm.bench.cast"}                    # a peer, timed where it is installed
+    for package in ("torch", "ml_dtypes"):
+        assert importers(package) <= {"minillm.bench.peers"}                   # timed where it is installed
     assert importers("hypothesis") <= {"minillm.testing.strategies"}                      # strategies for users' tests
 
 
@@ -183,11 +184,34 @@ def settings_of(tree: ast.Module, names: tuple[str, ...]) -> Iterator[str]:
             yield from (ast.unparse(v) for k, v in zip(node.keys, node.values, strict=True) if getattr(k, "value", None) in names)
 
 
-def test_fastmath_is_never_on_and_no_order_is_left_to_threads():
+def test_fastmath_is_never_on():
     for name, tree in SOURCES.items():                                         # {"contract"} alone means a fused multiply-add
-        assert set(settings_of(tree, ("fastmath", "parallel"))) <= {"False", "{'contract'}"}, name
-    for line in ("njit(fastmath=True)(f)", "njit(parallel=True)(f)", "JIT = {'cache': True, 'fastmath': True}"):
-        assert set(settings_of(ast.parse(line), ("fastmath", "parallel"))) == {"True"}
+        assert set(settings_of(tree, ("fastmath",))) <= {"False", "{'contract'}"}, name
+    for line in ("njit(fastmath=True)(f)", "JIT = {'cache': True, 'fastmath': True}"):
+        assert set(settings_of(ast.parse(line), ("fastmath",))) == {"True"}
+
+
+def parallel_functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and "True" in settings_of(ast.Module(node.decorator_list, []), ("parallel",)):
+            yield node
+
+
+def only_hands_out_tasks(function: ast.FunctionDef) -> bool:
+    """Whether it is loops over prange that call one function each: no order is left to threads, nothing is summed across them."""
+    loops = [node for node in function.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    return all(isinstance(loop, ast.For) and ast.unparse(loop.iter).startswith("prange(") and len(loop.body) == 1
+               and isinstance(loop.body[0], ast.Expr) and isinstance(loop.body[0].value, ast.Call) for loop in loops)
+
+
+def test_no_order_is_left_to_threads():
+    for name, tree in SOURCES.items():
+        functions = list(parallel_functions(tree))
+        assert len(functions) == list(settings_of(tree, ("parallel",))).count("True"), name
+        assert all(map(only_hands_out_tasks, functions)), name
+    for body in ("for i in prange(3): s += x[i]", "s = 0", "for i in range(3): f(i)"):
+        function, = parallel_functions(ast.parse(f"@njit(parallel=True)\ndef f(x):\n    {body}"))
+        assert not only_hands_out_tasks(function), body
 
 
 def test_no_exception_is_caught_unseen():

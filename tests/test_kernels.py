@@ -30,9 +30,7 @@ EXP = gamma(3, FLOAT32)                          # kernels.scalars.exp promises 
 PACKAGE = Path(minillm.__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def kernels_on(monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "on")
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
 
 def g(K):

@@ -252,8 +252,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_the_named_test_fails_with_the_bug_and_passes_without(mutant, monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "off")
+def test_the_named_test_fails_with_the_bug_and_passes_without(mutant, kernels_off, monkeypatch):
     mutant.run()
     monkeypatch.setattr(mutant.function, "__code__", mutant.code())
     with pytest.raises(FAILURES):

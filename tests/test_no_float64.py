@@ -87,9 +87,8 @@ def loop_type(ufunc, method, inputs, out, options):
 
 
 @pytest.fixture(autouse=True)
-def nothing_takes_the_guard_off(monkeypatch):
+def nothing_takes_the_guard_off(kernels_off, monkeypatch):
     """np.asarray would make a plain array of a guarded one; a cotangent may be made anew by a vjp. Kernels: test_kernels.py."""
-    monkeypatch.setenv("MINILLM_KERNELS", "off")
     monkeypatch.setattr(np, "asarray", np.asanyarray)
     monkeypatch.setattr(np, "ascontiguousarray", lambda x: np.array(x, order="C", copy=None, subok=True, ndmin=1))
     monkeypatch.setattr("minillm.autograd.tensor.received", lambda *given: guarded(received(*given), "a cotangent"))

@@ -95,8 +95,7 @@ def test_results_and_gradients_have_format_and_shape_of_the_inputs(name, format,
 
 
 @every_rule
-def test_no_rule_writes_to_its_inputs(name, monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "off")                              # those of kernels: test_kernels.py
+def test_no_rule_writes_to_its_inputs(name, kernels_off):                    # those of kernels: test_kernels.py
     for inputs, static in CASES[name]:
         run(name, inputs, static, FLOAT32, read_only=True)                    # the cotangent of a sum is read-only, too
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PAUSE = 0.04            # seconds: threads of OpenBLAS and PyTorch wait for more work in a loop of up to 27 ms, on our cores
+SPIN = {"blas": 0.12, "torch": 0.03, "numba": 0.03, "": 0.0}     # seconds for which a pool's idle threads keep the cores busy
+WAKING = 0.1            # seconds: a shorter call is run before it is timed after a pause, since threads take 0.3 to 8 ms to wake
 SHORTEST = 0.002        # seconds that one timing lasts; a shorter call is repeated in it
-LONG = 5.0              # seconds: beside such a call warming up is nothing, so its first run counts, and is its only one
+LONG = 5.0              # seconds: beside such a call of a peer, which compiles nothing, warming up is nothing: its first run counts
 
 
 @dataclass(frozen=True)
@@ -31,34 +32,52 @@ def seconds_of(call: Call, count: int = 1) -> float:
     return (time.perf_counter() - start) / count
 
 
-def interleaved(calls: Sequence[Call], seconds: float = 2.0, least: int = 5, most: int = 101, pause: float = PAUSE) -> list[float]:
+def interleaved(calls: Sequence[Call], seconds: float = 2.0, least: int = 5, most: int = 101) -> list[float]:
     """The median seconds of each call, all of them taken in turn for about `seconds`, at least `least` and at most `most` times.
 
-    The first run of a call is not counted: it compiles. Before a call that uses another pool than the one before, a pause.
+    The first run of a call is not counted: it compiles. Where another pool was at work before, its threads are left to fall asleep.
     """
-    kept, counts, before = [[] for _ in calls], [], None
-    for call, times in zip(calls, kept, strict=True):
-        rest(before, call, pause)
-        first, before = seconds_of(call), call
-        if first > LONG:
-            times.append(first)
-        counts.append(0 if first > LONG else max(1, math.ceil(SHORTEST / max(seconds_of(call), 1e-7))))
-    end = time.perf_counter() + seconds
-    for turn in range(most if any(counts) else 0):
+    before, all_series = calls[0], []
+    for call in calls:
+        time.sleep(pause(before, call))
+        all_series.append(first_runs(call))
+        before = call
+    end, again = time.perf_counter() + seconds, [series for series in all_series if not series.times]
+    for turn in range(most):
         if turn >= least and time.perf_counter() > end:
             break
-        for call, count, times in zip(calls, counts, kept, strict=True):
-            if count:
-                rest(before, call, pause)
-                times.append(seconds_of(call, count))
-                before = call
-    return [statistics.median(times) for times in kept]
+        for series in again:
+            if pause(before, series.call):
+                time.sleep(pause(before, series.call))
+                if series.expected < WAKING:
+                    seconds_of(series.call, series.count)
+            series.times.append(seconds_of(series.call, series.count))
+            before = series.call
+    return [statistics.median(series.times) for series in all_series]
 
 
-def rest(before: Call | None, call: Call, pause: float) -> None:
-    """Until the threads of the call before have gone to sleep, if they are not the ones that are needed next."""
-    if before and before.pool != call.pool:
-        time.sleep(pause)
+def pause(before: Call, call: Call) -> float:
+    """How long to wait before a call that needs other threads than the one before."""
+    return SPIN[before.pool] if before.pool != call.pool else 0.0
+
+
+@dataclass
+class Series:
+    """The timings of one call: how often it runs in each, how long a run takes, and the seconds of a run so far."""
+
+    call: Call
+    count: int
+    expected: float
+    times: list[float]
+
+
+def first_runs(call: Call) -> Series:
+    """Compile and warm up; a peer's call that takes very long is thereby timed."""
+    first = seconds_of(call)
+    if first > LONG and call.pool != "numba":
+        return Series(call, 1, first, [first])
+    expected = seconds_of(call)
+    return Series(call, max(1, math.ceil(SHORTEST / max(expected, 1e-7))), expected, [])
 
 
 def rows(name: str, shape: Sequence[int], threads: int, seconds: float, peers: Mapping[str, float], work: float, unit: str,

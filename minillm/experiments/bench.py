@@ -1,31 +1,67 @@
-"""`minillm bench`: one measurement by name, and its table."""
+"""`minillm bench`: one measurement by name, or all of them; a figure, and the tables of a README."""
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from minillm.bench import generate, machine, matmul, peers, roofline, rowwise, step
 from minillm.bench.cast import cast
-from minillm.errors import unknown
-from minillm.experiments.tables import table
-
-BENCHES = {"cast": cast}
-
-
-def bench(name: str, quiet: bool = False, **how) -> dict:
-    """Run one measurement; MiniLLMError for an unknown name."""
-    if name not in BENCHES:
-        raise unknown("bench", name, BENCHES)
-    return BENCHES[name](quiet=quiet, **how)
+from minillm.errors import MiniLLMError, unknown
+from minillm.experiments.bench_tables import into_readme, marks_of
+from minillm.experiments.running import announce_compiling
+from minillm.files import check_folder
+from minillm.plotting.speed import rates
 
 
-def describe(result: dict) -> str:
-    """The result as text, with what it was measured against."""
-    def number(value, digits):
-        return "" if value is None else f"{value:.{digits}f}"
 
-    rows = [[r["data"], r["format"], number(r["ns"], 2), r["peer"] or "", number(r["peer_ns"], 2), number(r["ratio"], 1)]
-            for r in result["rows"]]
-    against = f"ml_dtypes {result['ml_dtypes']}" if result["ml_dtypes"] else \
-        "ml_dtypes is not installed, so most formats have no peer here: pip install ml_dtypes"
-    how = f"{result['values']:,} float32 values, nearest even, median of {result['repeats']}; kernels " + \
-        ("on" if result["kernels"] else "off")
-    products = [[r["accumulator"], number(r["ms"], 2), r["peer"], number(r["peer_ms"], 2), number(r["ratio"], 1)]
-                for r in result["products"]]
-    return "\n".join([table(["data", "format", "ns/value", "peer", "ns/value", "times"], rows), "", f"{how}; {against}", "",
-                      table(["accumulator", "ms", "peer", "ms", "times"], products), "",
-                      f"float16 matrices of {result['size']} x {result['size']}; NumPy's float16 product accumulates in float32"])
+def generate_rows(threads: int, quiet: bool) -> list[dict]:
+    return generate.generate(threads=threads, quiet=quiet)["rows"]
+
+
+BENCHES: dict[str, Callable] = {"matmul": matmul.matmul, "rowwise": rowwise.rowwise, "cast": cast, "step": step.step,
+                                "generate": generate_rows}
+MISSING = {"torch": ("matmul", "rowwise", "step", "generate"), "ml_dtypes": ("cast",)}
+REMEDY = {"torch": "pip install 'minillm[bench]'", "ml_dtypes": "pip install ml_dtypes"}
+
+
+def bench(name: str, threads: int | None = None, quiet: bool = False, out: str | None = None, readme: str | None = None) -> dict:
+    """Run one measurement, or "all", on so many threads, by default as many as there are cores.
+
+    `out`: a folder for the figure of matmul. `readme`: a file with two marks, between which the tables of all measurements go;
+    its figure goes into figures/ beside it. Returns {"bench", "machine", "rows", "missing", "figures"}.
+    """
+    check(name, out, readme)
+    threads = peers.check_threads(peers.most_threads() if threads is None else threads)
+    announce_compiling(quiet)
+    names = list(BENCHES) if name == "all" else [name]
+    rows = [{"bench": one} | row for one in names for row in BENCHES[one](threads, quiet=quiet)]
+    found, figures = machine.machine(), [Path(out) / "bench-matmul.png"] if out else []
+    figures += [Path(readme).parent / "figures" / "readme-rates.png"] if readme else []
+    result = {"bench": name, "machine": found, "rows": rows, "missing": missing(names, found),
+              "figures": [str(draw(rows, threads, path)) for path in figures]}
+    if readme:
+        into_readme(result, Path(readme))
+    return result
+
+
+def check(name: str, out: str | None, readme: str | None) -> None:
+    """What is wrong with the input is said before minutes are spent on measuring."""
+    if name != "all" and name not in BENCHES:
+        raise unknown("bench", name, (*BENCHES, "all"))
+    if out and name not in ("matmul", "all"):
+        raise MiniLLMError(f"bench {name} draws no figure: leave --out away, or measure matmul")
+    if readme and name != "all":
+        raise MiniLLMError(f"--readme is for all measurements together: minillm bench all --readme {readme}")
+    if out:
+        check_folder(out)
+    if readme:
+        marks_of(Path(readme))
+
+
+def draw(rows: Sequence[Mapping], threads: int, path: Path) -> Path:
+    """The figure of matmul's rows beside what the processor could do."""
+    return rates([row for row in rows if row["bench"] == "matmul"], roofline.peaks(threads), path)
+
+
+def missing(names: Sequence[str], found: Mapping) -> list[str]:
+    """A line for each peer that is not installed and would have had a row."""
+    return [f"{package} is not installed, so rows against it are missing: {REMEDY[package]}" for package, benches in MISSING.items()
+            if set(names) & set(benches) and not found["versions"][package]]

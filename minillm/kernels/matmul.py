@@ -5,6 +5,7 @@ The result is cut into tiles that fit into vector registers. What a tile needs o
 micro-kernel reads both panels from end to end. Sums run over k in order, one fused multiply-add each, whatever the shape, the
 batch, the path and the number of threads: a row of the result has the same bits alone as among others.
 """
+import functools
 import math
 import threading
 
@@ -18,7 +19,7 @@ from minillm.errors import MiniLLMError
 from minillm.kernels import rounding
 from minillm.kernels.panels import close_panel, pack, value_size
 from minillm.kernels.scalars import INSTRUCTION, JIT
-from minillm.kernels.simd import LANES, read, write
+from minillm.kernels.simd import LANES, read, stay_whole, write
 from minillm.kernels.tiles import BFLOAT16_DOT, COLUMNS, HALF, KINDS, ROWS, group, height_of, kind_of, multiply_panels
 
 DEPTH = 256                        # units of k at a time: a panel of rows, 14 KB, stays in the first cache
@@ -52,6 +53,7 @@ finish_halves, finish_half = (finishing(True, count) for count in (LANES, 1))
 @njit(**JIT)
 def finish(panels, sums, stride, bias, result, half, rows, columns, N):
     """Sums as values of the result, `rows` rows of `columns` of its N columns."""
+    stay_whole()
     size, biased, whole = 2 if half else 4, bias != 0, columns // LANES * LANES
     for i in range(rows):
         source, place = sums + i * stride * 4, result + i * N * size
@@ -77,9 +79,14 @@ def parts(whole, size):
 
 
 @njit(**JIT)
+def address_of(array):
+    return np.intp(array.ctypes.data)            # signed: int64 + uint64 is float64 in numba, as in NumPy
+
+
+@njit(**JIT)
 def of_batch(operand, offset, panels):
-    address, half, across, along = operand
-    return address + offset * value_size(panels, half), half, across, along
+    address, half, across, along, shifted = operand
+    return address + offset * value_size(panels, half), half, across, along, shifted
 
 
 @njit(**JIT)
@@ -87,24 +94,26 @@ def panel_at(panels, units, across, batch, k0, column):
     """The address of the panel of columns that begins at `column`, k0 units deep. They lie by batch, depth, column."""
     before = (batch * (units + parts(units, DEPTH)) + k0 + k0 // DEPTH) * across * COLUMNS
     steps = min(DEPTH, units - k0)
-    return panels.ctypes.data + (before + column * (steps + 1)) * 4
+    return address_of(panels) + (before + column * (steps + 1)) * 4
 
 
 @njit(**JIT)
 def pack_columns(task, panels, b, N, K, offsets):
     """Task number `task` of the packing: one panel of columns, DEPTH units deep."""
+    stay_whole()
     units, across = parts(K, group(panels)), parts(N, COLUMNS)
     deep = parts(units, DEPTH)
     batch, block, column = task // (across * deep), task // across % deep, task % across * COLUMNS
     k0 = block * DEPTH
     steps, target = min(DEPTH, units - k0), panel_at(panels, units, across, batch, k0, column)
-    pack(panels, of_batch(b, offsets[batch], panels), column, N - column, k0, steps, K, target, COLUMNS, False)
+    pack(panels, of_batch(b, offsets[batch], panels), column, N - column, k0, steps, K, target, np.intp(COLUMNS))
     close_panel(panels, target, steps)
 
 
 @njit(**JIT)
 def multiply_block(task, panels, packed, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half):
     """Task number `task` of the product: `rows` x `columns` of the result. The columns are packed already, or are packed here."""
+    stay_whole()
     units, down, side, across = parts(K, group(panels)), parts(M, rows), parts(N, columns), parts(N, COLUMNS)
     batch, first, start = task // (down * side), task // side % down * rows, task % side * columns
     end, wide = min(first + rows, M), min(columns, N - start)
@@ -113,17 +122,17 @@ def multiply_block(task, panels, packed, a, b, M, N, K, rows, columns, a_offsets
     row_panel = np.empty(ROWS * DEPTH + LANES, panels.dtype)
     column_panel = np.empty(1 if packed else (DEPTH + 1) * COLUMNS, panels.dtype)
     held = np.empty((end - first + ROWS) * stride, panels.dtype)
-    left, right, sums = row_panel.ctypes.data, column_panel.ctypes.data, held.ctypes.data
+    left, right, sums = address_of(row_panel), address_of(column_panel), address_of(held)
     for k0 in range(0, units, DEPTH):
         steps = min(DEPTH, units - k0)
         for i in range(first, end, ROWS):
             height = height_of(end - i)
-            pack(panels, a, i, M - i, k0, steps, K, left, height, True)
+            pack(panels, a, i, M - i, k0, steps, K, left, height)
             for j in range(0, wide, COLUMNS):
                 if packed:
                     right = panel_at(panels, units, across, batch, k0, start + j)
                 else:
-                    pack(panels, b, start + j, N - start - j, k0, steps, K, right, COLUMNS, False)
+                    pack(panels, b, start + j, N - start - j, k0, steps, K, right, np.intp(COLUMNS))
                     close_panel(panels, right, steps)
                 multiply_panels(panels, height, left, right, sums + ((i - first) * stride + j) * 4, stride, steps, k0 == 0)
     place = result + ((batch * M + first) * N + start) * (2 if half else 4)
@@ -146,14 +155,22 @@ def product_alone(packing, products, panels, a, b, M, N, K, rows, columns, a_off
         multiply_block(task, panels, packing > 0, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half)
 
 
-def task_shape(batches, M, N):
-    """Rows and columns of a task: large enough to use what is in the caches, enough tasks for sixteen threads."""
+@functools.lru_cache(maxsize=1024)
+def plan(kind, batches, M, N, K):
+    """(units of panels, tasks that pack, tasks of the product, rows and columns of one, whether threads share them).
+
+    A task is large enough to use what is in the caches; there are enough for sixteen threads. Nothing depends on their number.
+    """
     rows, columns = 4 * ROWS, 8 * COLUMNS
     while rows > ROWS and batches * -(-M // rows) * -(-N // columns) < 16:
         rows //= 2
     while columns > COLUMNS and batches * -(-M // rows) * -(-N // columns) < 8:
         columns //= 2
-    return rows, columns
+    units, across = -(-K // KINDS[from_dtype(np.dtype(kind))].group), -(-N // COLUMNS)
+    deep = -(-units // DEPTH)
+    packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
+    size = batches * (units + deep) * across * COLUMNS if packing else 0
+    return size, packing, batches * -(-M // rows) * -(-N // columns), rows, columns, batches * M * N * K > 1 << 17
 
 
 # what others call
@@ -169,13 +186,18 @@ def scratch(size, dtype):
         held = np.empty(max(size + LANES, 1 << 18), np.float32)
         if held.size < 1 << 22:                  # 16 MB: more is not kept
             _memory.held = held
-    begin = -held.ctypes.data % 64 // 4
+    begin = -address(held) % 64 // 4
     return held[begin:begin + size].view(dtype)
 
 
-def operand(x, across, along):
+def address(x):
+    return x.__array_interface__["data"][0]
+
+
+def operand(x, across, along, left):
     """An array as the kernel takes it; across and along are its axes."""
-    return x.ctypes.data, int(x.dtype == np.float16), x.strides[across] // x.itemsize, x.strides[along] // x.itemsize
+    size, strides = x.itemsize, x.strides
+    return address(x), int(x.dtype == np.float16), strides[across] // size, strides[along] // size, left
 
 
 def offsets(x, lead):
@@ -196,19 +218,15 @@ def whole_strides(x):
 
 def multiply(kind, a, b, y, bias=None):
     """Y = a b + bias, in panels of type `kind`; the arrays are checked, not empty, and y is C-contiguous."""
+    if b.ndim == 2 < a.ndim and a.flags.c_contiguous:            # one right operand: one tall product
+        a, y = a.reshape(-1, a.shape[-1]), y.reshape(-1, y.shape[-1])
     if y.shape[-1] == 1 < y.shape[-2] and bias is None:          # a column lies in memory like a row, which needs no panels
         a, b, y = (x.swapaxes(-1, -2) for x in (b, a, y))
     (M, K), N, lead = a.shape[-2:], b.shape[-1], y.shape[:-2]
-    batches, group = math.prod(lead), KINDS[from_dtype(np.dtype(kind))].group
-    rows, columns = task_shape(batches, M, N)
-    units, across = -(-K // group), -(-N // COLUMNS)
-    deep = -(-units // DEPTH)
-    products = batches * -(-M // rows) * -(-N // columns)
-    packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
-    panels = scratch(batches * (units + deep) * across * COLUMNS if packing else 0, kind)
-    run = product_in_tasks if batches * M * N * K > 1 << 17 else product_alone
-    run(packing, products, panels, operand(a, -2, -1), operand(b, -1, -2), M, N, K, rows, columns, offsets(a, lead),
-        offsets(b, lead), 0 if bias is None else bias.ctypes.data, y.ctypes.data, y.itemsize == 2)
+    size, packing, products, rows, columns, shared = plan(kind, math.prod(lead), M, N, K)
+    run = product_in_tasks if shared else product_alone
+    run(packing, products, scratch(size, kind), operand(a, -2, -1, 1), operand(b, -1, -2, 0), M, N, K, rows, columns,
+        offsets(a, lead), offsets(b, lead), 0 if bias is None else address(bias), address(y), y.itemsize == 2)
 
 
 def result_shape(a, b):

@@ -1,14 +1,16 @@
 """Operands as panels: the values in the order in which the micro-kernel uses them, converted on the way, from any layout.
 
-An operand is (address, is float16, stride across, stride along k), strides in values: machine code is made once for all layouts.
-"Across" runs over the rows of a left operand and over the columns of a right one.
+An operand is (address, is float16, stride across, stride along k, is the left one), whole numbers, strides in values: machine code
+is made once for all layouts. "Across" runs over the rows of a left operand and over the columns of a right one. A function that is
+given a constant is compiled for it alone, hence np.intp around some.
 """
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
 from minillm.kernels.scalars import JIT
-from minillm.kernels.simd import LANES, moved, read, spread, transposed, write
+from minillm.kernels.simd import LANES, moved, read, spread, stay_whole, transposed, write
 from minillm.kernels.tiles import BYTE, COLUMNS, FLOATS, HALF, INT, WIDE, WORDS, byte_product, group, kind_of
 
 
@@ -108,13 +110,14 @@ def value_size(typingctx, panels, half):
 
 
 @njit(**JIT)
-def pack(panels, operand, first, left, k0, steps, K, target, width, flip):
+def pack(panels, operand, first, left, k0, steps, K, target, width):
     """Units k0, k0 + 1, ... of the rows (or columns) from `first` on, `left` of which are there: `width` units for each step.
 
     Lanes beyond `left` hold whatever; the results that they give are not taken. Up to 15 units behind the panel are written.
     """
-    address, half, across, along = operand
-    size, values = value_size(panels, half), group(panels)
+    stay_whole()
+    address, half, across, along, shifted = operand
+    size, values, flip = value_size(panels, half), np.intp(group(panels)), shifted != 0
     along_unit = along * values
     source = address + (first * across + k0 * along_unit) * size
     whole, lanes = min(steps, K // values - k0), min(width, left)
@@ -136,13 +139,14 @@ def pack(panels, operand, first, left, k0, steps, K, target, width, flip):
                 else:
                     copy_values(panels, here, along, place, flip)
     else:
-        pack_singly(panels, source, half, across, along, 0, whole, values, target, width, lanes, flip)
+        pack_singly(panels, source, half, across, along, np.intp(0), whole, values, target, width, lanes, flip)
     pack_singly(panels, source, half, across, along, whole, steps, K % values, target, width, lanes, flip)
 
 
 @njit(**JIT)
 def pack_singly(panels, source, half, across, along, begin, end, count, target, width, lanes, flip):
     """Value after value: what no vector reaches, and the last unit, which may be incomplete."""
+    stay_whole()
     size, values = value_size(panels, half), group(panels)
     for k in range(begin, end):
         for lane in range(lanes):

@@ -1,11 +1,7 @@
 """The rules made of products, on the compiled product: matmul and linear, forward and backward, operands as stored."""
 import numpy as np
-from numba import njit, prange
 
 from minillm.kernels.matmul import matmul as product
-from minillm.kernels.scalars import JIT, bits, load, store
-
-STRIPE = 64                        # columns that are summed together: their sums stay in registers
 
 
 def matrices(x, z):
@@ -36,34 +32,5 @@ def linear_vjp(g, x, weight, bias_shape, *, out=(np.float32,) * 3, **_):
     rows = g.reshape(-1, g.shape[-1])
     dx = product(rows, weight, out=out[0]).reshape(x.shape)
     dw = product(rows.T, x.reshape(-1, x.shape[-1]), out=out[1])
-    return dx, dw, column_sums(rows, out=out[2]) if bias_shape else None
-
-
-@njit(**JIT)
-def sum_stripe(start, x, y):
-    """The sums of up to STRIPE columns, row after row."""
-    count = min(STRIPE, x.shape[1] - start)
-    sums = np.zeros(STRIPE, np.float32)
-    for i in range(x.shape[0]):
-        row = x[i, start:start + count]
-        if count == STRIPE:
-            for j in range(STRIPE):
-                sums[j] += load(row, j)
-        else:
-            for j in range(count):
-                sums[j] += load(row, j)
-    for j in range(count):
-        store(y, start + j, sums[j])
-
-
-@njit(**JIT, parallel=True)
-def sum_stripes(x, y):
-    for stripe in prange((y.size + STRIPE - 1) // STRIPE):
-        sum_stripe(np.intp(stripe * STRIPE), x, y)
-
-
-def column_sums(x, *, out=np.float32):
-    """(M,N) -> (N,), float32 accumulate, one row after the other."""
-    y = np.empty(x.shape[1], out)
-    sum_stripes(bits(x), bits(y))
-    return y
+    ones = np.ones((1, rows.shape[0]), np.float32)               # a row of them: the sum of each column, row after row
+    return dx, dw, product(ones, rows, out=out[2])[0] if bias_shape else None

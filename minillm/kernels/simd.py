@@ -75,6 +75,15 @@ def transposed(builder, rows):
     return rows
 
 
+@intrinsic
+def stay_whole(typingctx):
+    """Keeps LLVM from copying the function that calls it into its callers, one copy a place: that took twice as long to compile."""
+    def emit(context, builder, signature, args):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+    return types.void(), emit
+
+
 def weighted_rows(registers):
     """The operation out[start:start+n] = sum over t < count of weights[t] rows.flat[t stride + start : ... + n], n = 16 registers.
 

@@ -12,7 +12,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from minillm.kernels.scalars import INSTRUCTION, JIT
-from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread, write
+from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread, stay_whole, write
 
 FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))      # of what numba compiles for
 VNNI = "+avx512vnni" in FEATURES
@@ -166,6 +166,7 @@ tile1, tile2, tile4, tile8, tile = (_tiles.get(height, _tiles[ROWS]) for height 
 @njit(**JIT)
 def multiply_panels(panels, height, left, right, sums, stride, steps, fresh):
     """Add the product of a left panel of this height and a right one to a tile; `panels` is only looked at for its type."""
+    stay_whole()
     if height == ROWS:
         tile(panels, left, right, sums, stride, steps, fresh)
     elif height == 1:
