@@ -41,9 +41,8 @@ def some_rows(x, y, weight, bias, start, stop):
 
 @njit(parallel=True, **JIT)
 def shared_rows(x, y, weight, bias, tasks):
-    N = weight.shape[0]
     for task in prange(tasks):
-        some_rows(x, y, weight, bias, task * N // tasks, (task + 1) * N // tasks)
+        some_rows(x, y, weight, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
 
 
 @njit(**JIT)
@@ -71,9 +70,8 @@ def some_rows_int8(x, x_scale, y, weight, scale, bias, start, stop):
 
 @njit(parallel=True, **JIT)
 def shared_rows_int8(x, x_scale, y, weight, scale, bias, tasks):
-    N = weight.shape[0]
     for task in prange(tasks):
-        some_rows_int8(x, x_scale, y, weight, scale, bias, task * N // tasks, (task + 1) * N // tasks)
+        some_rows_int8(x, x_scale, y, weight, scale, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
 
 
 @njit(**JIT)
