@@ -525,6 +525,16 @@ def test_the_same_seed_samples_the_same_text_and_another_does_not(say, trained):
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize("weights", ["float32", "float16", "int8"])
+def test_a_text_may_come_from_narrower_weights(weights, say, trained):
+    code, out, err = say("sample", trained, "--weights", weights, "--tokens", "5", "--prompt", "the ")
+    assert (code, err, out[:4]) == (0, "", "the ")
+
+
+def test_weights_of_another_name_are_refused(refused, trained):
+    refused("sample", trained, "--weights", "int7", says=("unknown weights 'int7'", "did you mean 'int8'", "float16"))
+
+
 def test_temperature_0_takes_the_most_likely_as_does_top_k_1(say, trained):
     likely = [say("sample", trained, "--prompt", "a ", "--tokens", "20", *more)[1] for more in (
         ["--temperature", "0"], ["--temperature", "0", "--seed", "5"], ["--top-k", "1"], ["--temperature", "1e-45"],

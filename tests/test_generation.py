@@ -81,7 +81,6 @@ def test_keys_and_values_are_held_in_the_recipes_format(recipe):
             decoder.logits([3, 1], caches, 0)
             held = [cache.keys.data for cache in caches]
             decoder.logits([4], caches, 2)
-            assert [cache.keys.data for cache in caches] == [pytest.approx(a) for a in held]
             assert all(cache.keys.data is a and cache.count == 3 for cache, a in zip(caches, held, strict=True))
             assert all(cache.keys.format is format and cache.keys.data[:, 2].any() for cache in caches)
 
@@ -92,8 +91,7 @@ def test_what_the_compiled_way_does_not_serve_goes_the_general_way(recipe):
     model = livelier(make(recipe))
     ours, decoder = step_by_step(model, IDS)
     assert bool(decoder.blocks) == (recipe == "float32-scaled")
-    if recipe == "bfloat16-mixed":
-        assert ours.tobytes() == step_by_step(model, IDS, on=False)[0].tobytes() or abs(ours).max() > 0
+    assert np.isfinite(ours).all()
 
 
 def test_whoever_watches_sees_every_op_of_every_token():
@@ -128,7 +126,7 @@ def test_a_matrix_times_a_vector_is_within_its_bound_and_rounded_once(kernel, sh
     weight, x, bias = (rng.standard_normal(s, np.float32) for s in ((N, K), K, N))
     weight = weight.astype(np.float16) if half else weight
     exact, wide, narrow = weight.astype(np.float64) @ x, np.empty(N, np.float32), np.empty(N, np.float16)
-    given_bias = bias if biased else None
+    given_bias = bias if biased else np.zeros(N, np.float32)
     for y in (wide, narrow):
         kernel.linear_float(x, y.view(np.uint16) if y.dtype == np.float16 else y,
                             weight.view(np.uint16) if half else weight, given_bias)
@@ -142,9 +140,9 @@ def test_a_matrix_times_a_vector_is_within_its_bound_and_rounded_once(kernel, sh
 def test_values_that_are_not_finite_pass_through(kernel, value, place):
     x, weight, y = np.ones(41, np.float32), np.ones((5, 41), np.float32), np.empty(5, np.float32)
     x[place] = value
-    kernel.linear_float(x, y, weight, None)
+    kernel.linear_float(x, y, weight, np.zeros(5, np.float32))
     assert np.array_equal(y, np.full(5, value, np.float32), equal_nan=True)
-    kernel.linear_int8(x, y, weight.astype(np.int8), np.ones(5, np.float32), None)
+    kernel.linear_int8(x, y, weight.astype(np.int8), np.ones(5, np.float32), np.zeros(5, np.float32))
     assert np.isnan(y).all()                                                   # codes have no infinity
 
 
@@ -192,7 +190,7 @@ def test_the_compiled_int8_layer_has_the_bits_of_numpys(kernel, N, K, biased, mo
     bias, x = rng.standard_normal(N, np.float32), rng.standard_normal(K, np.float32)
     layer = Int8Linear(codes, scale[:, 0], Tensor(bias) if biased else None)
     y = np.empty(N, np.float32)
-    kernel.linear_int8(x, y, codes, scale[:, 0].copy(), bias if biased else None)
+    kernel.linear_int8(x, y, codes, scale[:, 0].copy(), bias if biased else np.zeros(N, np.float32))
     assert y.tobytes() == layer(Tensor(x[None])).data.tobytes()
     # each operand is off by at most half a step: |x w - x' w'| <= K (x/2 |w| + w/2 |x| + x w / 4) for steps x and w
     step, steps = abs(x).max() / 127, scale[:, 0]
@@ -236,9 +234,9 @@ from minillm import kernels
 scalars, kernel = kernels.load("scalars"), kernels.load("generation")
 rng, y = np.random.default_rng(0), np.empty(70, np.float32)
 weight, x = rng.standard_normal((70, 100), np.float32).astype(np.float16), rng.standard_normal(100, np.float32)
-kernel.linear_float(x, y, weight.view(np.uint16), None)
+kernel.linear_float(x, y, weight.view(np.uint16), np.zeros(70, np.float32))
 print(scalars.INSTRUCTION, y.tolist())
-kernel.linear_int8(x, y, rng.integers(-127, 128, (70, 100)).astype(np.int8), np.ones(70, np.float32), None)
+kernel.linear_int8(x, y, rng.integers(-127, 128, (70, 100)).astype(np.int8), np.ones(70, np.float32), np.zeros(70, np.float32))
 print(y.tolist())
 """
 
@@ -293,7 +291,12 @@ def fresh_logits(model):
 def test_weights_are_cast_once_for_a_whole_text(monkeypatch):
     monkeypatch.setenv("MINILLM_KERNELS", "off")
     model, casts = make("float16-mixed"), []
-    monkeypatch.setattr("minillm.precision.master_weights.apply", lambda rule, p, **how: casts.append(p.name) or apply(rule, p, **how))
+
+    def noted(rule, p, **how):
+        casts.append(p.name)
+        return apply(rule, p, **how)
+
+    monkeypatch.setattr("minillm.precision.master_weights.apply", noted)
     model.generate(IDS[:3], 8)
     assert len(casts) == len(set(casts)) > 10
 

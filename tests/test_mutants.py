@@ -23,8 +23,10 @@ from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.models import gpt
-from minillm.nn.attention import Block
+from minillm.models import decoding, gpt
+from minillm.nn import int8
+from minillm.nn.attention import Block, KeyValueCache
+from minillm.nn.int8 import Int8Linear
 from minillm.nn.module import Module
 from minillm.optim import eight_bit
 from minillm.precision import accumulation, block_scaling, clinic, float8, recipe, tally, what_if
@@ -253,6 +255,16 @@ MUTANTS = [
            "gpt.generation_is_the_uncached_one_also_beyond_the_context", ("float32",)),
     Mutant("the first tokens are read beyond the context", gpt.GPT.generate, "ids[-T:]", "ids[:T]",
            "gpt.generation_is_the_uncached_one_also_beyond_the_context", ("float32",)),
+    Mutant("the cache forgets its last token", KeyValueCache.extend, "held.data[:, :self.count]", "held.data[:, :max(first, 1)]",
+           "gpt.generation_is_the_uncached_one_also_beyond_the_context", ("float32",)),
+    Mutant("casts outlive an update in place", Context.begin, "if not self.keeps_casts", "if False",
+           "generation.no_text_is_made_with_the_weights_of_yesterday", ("float16-mixed", "off")),
+    Mutant("a compiled token stands one place too early", decoding.Decoder.after_one, "self.positions(position)",
+           "self.positions(position - 1)", "generation.a_compiled_token_has_the_logits_of_a_pass_without_a_cache", ("float32", True)),
+    Mutant("scales of the wrong rows", Int8Linear.forward, "(x_scale * self.scale)", "(x_scale * self.scale[::-1])",
+           "generation.int8_products_are_exact", ("off", 32)),
+    Mutant("float32 sums of codes beyond 2^24", int8.int8_product, "[:, k:k + EXACT]", "[:, k:k + 2 * EXACT]",
+           "generation.int8_products_are_exact", ("off", 3000)),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",

@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from minillm.kernels.scalars import INSTRUCTION, load
+from minillm.kernels.scalars import INSTRUCTION, JIT, load
 
 WIDTH = 32                         # values in one turn: two registers of floats, one of pairs
 INT32 = ir.IntType(32)
@@ -90,7 +90,7 @@ def products_with(rows):
 four_rows, one_row = products_with(4), products_with(1)
 
 
-@njit(inline="always")
+@njit(**JIT)
 def dots(x, a, y, b, stride, n, out, count):
     """out[r] = the sum over i < n of x.flat[a + i] y.flat[b + r stride + i] for r < count, y as it can be read in vectors."""
     whole, most = n // WIDTH * WIDTH, count // 4 * 4

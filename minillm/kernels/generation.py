@@ -36,15 +36,13 @@ def some_rows(x, y, weight, bias, start, stop):
     sums = np.empty(stop - start, np.float32)
     rows_dot(x, 0, weight.reshape(-1), start * x.size, x.size, x.size, sums, stop - start)
     for n in range(start, stop):
-        value = sums[n - start] if bias is None else sums[n - start] + load(bias, n)
-        store(y, n, value)
+        store(y, n, sums[n - start] + bias[n])
 
 
 @njit(parallel=True, **JIT)
 def shared_rows(x, y, weight, bias, tasks):
-    N = weight.shape[0]
     for task in prange(tasks):
-        some_rows(x, y, weight, bias, task * N // tasks, (task + 1) * N // tasks)
+        some_rows(x, y, weight, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
 
 
 @njit(**JIT)
@@ -67,15 +65,13 @@ def some_rows_int8(x, x_scale, y, weight, scale, bias, start, stop):
     sums = np.empty(stop - start, np.int32)
     rows_dot(x, 0, weight.reshape(-1), start * x.size, x.size, x.size, sums, stop - start)
     for n in range(start, stop):
-        value = np.float32(sums[n - start]) * np.float32(x_scale * scale[n])
-        y[n] = value if bias is None else value + bias[n]
+        y[n] = np.float32(sums[n - start]) * np.float32(x_scale * scale[n]) + bias[n]
 
 
 @njit(parallel=True, **JIT)
 def shared_rows_int8(x, x_scale, y, weight, scale, bias, tasks):
-    N = weight.shape[0]
     for task in prange(tasks):
-        some_rows_int8(x, x_scale, y, weight, scale, bias, task * N // tasks, (task + 1) * N // tasks)
+        some_rows_int8(x, x_scale, y, weight, scale, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
 
 
 @njit(**JIT)
@@ -86,7 +82,7 @@ def tasks_of(array):
 
 @njit(**JIT)
 def linear_float(x, y, weight, bias):
-    """Into y (N,): weight (N,K) x (K,) + bias (N,) or None; float32, or float16 as bits; float32 accumulate, y rounded once."""
+    """Into y (N,): weight (N,K) x (K,) + bias (N,); weight, x, y float32 or float16 as bits; float32 accumulate, rounded once."""
     wide, tasks = widened(x), tasks_of(weight)
     if tasks == 1:
         some_rows(wide, y, weight, bias, 0, y.size)
@@ -96,7 +92,7 @@ def linear_float(x, y, weight, bias):
 
 @njit(**JIT)
 def linear_int8(x, y, weight, scale, bias):
-    """Into y (N,) float32: codes (N,K) int8 with a scale (N,) float32 times x (K,) float32, which becomes codes first."""
+    """Into y (N,) float32: codes (N,K) int8 with a scale (N,) times x (K,) float32, which becomes codes first, + bias (N,)."""
     (codes, x_scale), tasks = to_codes(x), tasks_of(weight)
     if tasks == 1:
         some_rows_int8(codes, x_scale, y, weight, scale, bias, 0, y.size)
@@ -176,14 +172,15 @@ def total(x):
 
 @njit(**JIT)
 def layer_norm(x, y, gain, shift, eps):
-    """To mean 0 and variance 1, times gain, plus shift or None; sums in float32."""
-    row, C = widened(x), np.float32(x.size)
-    row -= total(row) / C
-    rstd = np.float32(1) / np.sqrt(total(row * row) / C + eps)
+    """To mean 0 and variance 1, times gain, plus shift; sums in float32."""
+    row, square, C = widened(x), np.empty(x.size, np.float32), np.float32(x.size)
+    mean = total(row) / C
     for i in range(row.size):
-        value = row[i] * rstd * load(gain, i)
-        value = value if shift is None else value + load(shift, i)            # inside the call of `store` numba would lose the call
-        store(y, i, value)
+        row[i] -= mean
+        square[i] = row[i] * row[i]
+    rstd = np.float32(1) / np.sqrt(total(square) / C + eps)
+    for i in range(row.size):
+        store(y, i, row[i] * rstd * gain[i] + shift[i])
 
 
 @njit(**JIT)
@@ -205,8 +202,8 @@ def add(x, y):
 def block(x, position, heads, keys, values, norm1, query, key, value, out, norm2, up, down):
     """Make of x (C,) the block's result for the token at `position`; its key and value are written into keys and values (T,C).
 
-    A norm is (gain, shift or None, eps), a linear layer (weight, scale or None, bias or None). Whatever is handed from op to op is
-    rounded into what x holds: float32, or float16 as bits.
+    A norm is (gain, shift, eps), a linear layer (weight, scale or None, bias); gain, shift and bias are float32, 0 where there is
+    none. Whatever is handed from op to op is rounded into what x holds: float32, or float16 as bits.
     """
     q, mixed, h, wide = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty(up[0].shape[0], x.dtype)
     layer_norm(x, h, *norm1)

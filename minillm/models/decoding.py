@@ -11,9 +11,11 @@ import numpy as np
 
 from minillm import kernels
 from minillm.autograd.rules.products import FLOAT32_PRODUCTS
+from minillm.autograd.tensor import Tensor
 from minillm.autograd.watching import Event, watch, watched
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.nn import Block, Int8Embedding, Int8Linear, KeyValueCache, LayerNorm, Module
+from minillm.rounding import widen
 
 OPS = ("embedding", "add", "layer_norm", "linear", "attention", "gelu")
 
@@ -94,14 +96,19 @@ def block_weights(block: Block, seen: FirstPass) -> tuple:
 
 
 def norm_weights(norm: LayerNorm, seen: FirstPass) -> tuple:
-    """(gain, shift or None, eps)."""
+    """(gain, shift, eps)."""
     gain, shift = seen.inputs[norm.place, "layer_norm"]
-    return as_bits(gain.data), None if shift is None else as_bits(shift.data), np.float32(norm.eps)
+    return vector(gain, gain.size), vector(shift, gain.size), np.float32(norm.eps)
 
 
 def linear_weights(layer: Module, seen: FirstPass, place: str | None = None) -> tuple:
-    """(weight, scale or None, bias or None)."""
+    """(weight, scale or None, bias)."""
     if isinstance(layer, Int8Linear | Int8Embedding):
-        return layer.codes, layer.scale, None if layer.bias is None else layer.bias.data
+        return layer.codes, layer.scale, vector(layer.bias, len(layer.scale))
     weight, bias = seen.inputs[place or layer.place, "linear"]
-    return as_bits(weight.data), None, None if bias is None else as_bits(bias.data)
+    return as_bits(weight.data), None, vector(bias, len(weight))
+
+
+def vector(x: Tensor | None, size: int) -> np.ndarray:
+    """A gain, shift or bias as float32, which is exact; zeros for none."""
+    return np.zeros(size, np.float32) if x is None else np.ascontiguousarray(widen(x.data, np.float32))
