@@ -135,7 +135,7 @@ STATIC = {"gelu": {}, "layer_norm": {"eps": 1e-5}, "attention": {"heads": 2}}
 
 
 def test_every_kernel_is_tested_here():
-    assert KERNELS.keys() == STATIC.keys()
+    assert KERNELS.keys() == STATIC.keys() | {"add", "rms_norm", "softmax", "log_softmax"}         # these four: test_rowwise
 
 
 def halves(data, *shape, size=8.0, seed=0):
@@ -187,7 +187,7 @@ def forward(name, arrays, out):
     return y if isinstance(y, tuple) else (y, {})
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", STATIC)
 def test_forward_is_within_its_bound(name, capsys):
     shares = []
 
@@ -206,7 +206,7 @@ def test_forward_is_within_its_bound(name, capsys):
     assert max(shares) > 0.01                    # a bound a hundred times too wide says nothing
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", STATIC)
 def test_backward_is_within_its_bound(name, capsys):
     shares = []
 
@@ -233,7 +233,7 @@ def test_backward_is_within_its_bound(name, capsys):
     assert max(shares) > 0.01
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", STATIC)
 @given(data=st.data(), dtype=st.sampled_from([np.float16, np.float32]))
 @settings(max_examples=40)
 def test_a_float16_result_is_the_float32_result_rounded_once(name, data, dtype):
@@ -402,7 +402,7 @@ def intermediate_code(dispatcher, signature) -> str:
 
 def compiled():
     """Every function with machine code: all those that training and these tests have called."""
-    for name in KERNELS:
+    for name in STATIC:
         arrays = {"gelu": [(2, 8)], "layer_norm": [(2, 8), (8,), (8,)], "attention": [(1, 4, 8)] * 3}[name]
         for dtype in (np.float16, np.float32):
             format = FLOAT16 if dtype is np.float16 else FLOAT32
