@@ -94,5 +94,7 @@ def stored(x: np.ndarray, dtype: type) -> np.ndarray:
 
 def add_vjp(g: np.ndarray, x_shape: tuple, z_shape: tuple, *, out: tuple = (np.float32, np.float32)) -> tuple[np.ndarray, ...]:
     """The cotangent as it is, for both; converted, once, only where another type is asked for."""
+    if not x_shape == z_shape == g.shape:
+        raise MiniLLMError(f"add's kernel got arrays of shapes {x_shape}, {z_shape} and {g.shape}: they must be the same")
     dx = stored(g, out[0])
     return dx, dx if out[1] is out[0] else stored(g, out[1])

@@ -2,6 +2,8 @@
 
 Cotangents of gain and shift are sums over rows: first over the rows of each task, then over the tasks in their order.
 """
+import math
+
 import numpy as np
 from numba import njit, prange
 
@@ -131,9 +133,8 @@ def expect(shape, *arrays):
 
 
 def row_shares(x):
-    """Rows, how many of them go into a task, and how many tasks that makes."""
-    C = x.shape[-1]
-    rows = x.size // C if C else 0
+    """The length and the number of rows, how many of them go into a task, and how many tasks that makes."""
+    C, rows = x.shape[-1], math.prod(x.shape[:-1])
     return C, rows, *shares(rows, VALUES // max(C, 1))
 
 
