@@ -324,9 +324,10 @@ def test_sum_of_squares_is_within_its_bound(data, shape, dtype, factor):
 
 
 def terms_in_a_row(n):
-    """The longest chain of additions in sum_of_squares: a lane in a block, across lanes, the blocks."""
+    """The longest chain of additions in sum_of_squares: a lane in a task, across lanes, the tasks."""
     optimizers = room.load("optimizers")
-    return min(n, optimizers.BLOCK // optimizers.LANES + optimizers.LANES) + optimizers.LANES + n // optimizers.BLOCK + 1
+    each, tasks = room.load("tasks").shares(n, optimizers.LEAST)
+    return min(n, each) // optimizers.LANES + optimizers.LANES.bit_length() + tasks
 
 
 def test_a_long_sum_of_squares_loses_little():
@@ -373,11 +374,11 @@ def test_adamw_gives_the_bits_of_its_numpy_twin(format, state_format, layout, mo
 def test_adamw_updates_moments_that_do_not_lie_in_one_piece():
     adamw = room.load("optimizers").adamw
     w, gradient = np.ones((3, 4), np.float32), np.full((3, 4), 2, np.float32)
-    constants = [np.float32(c) for c in (1, 0.1, 0.01, 10, 100, 1e-8, 0.1, 1)]
+    numbers = np.array((1, 0.1, 0.01, 10, 100, 1e-8, 0.1, 1), np.float32)
     results = []
     for order in "CF":
         m, v = np.zeros((3, 4), np.float32, order), np.zeros((3, 4), np.float32, order)
-        results.append((adamw(np.array(w, order=order), gradient, m, v, *constants), m, v))
+        results.append((adamw(np.array(w, order=order), gradient, m, v, numbers), m, v))
     for a, b in zip(*results, strict=True):
         assert np.array_equal(a, b)
         assert a.any()

@@ -1,6 +1,6 @@
 """Rows of a table by id, and the gradient of the table: the rows' cotangents, summed in the order in which the ids stand.
 
-A task has 16 columns of the table, one cache line, and walks all ids: so threads never meet in a row, and every sum has the one order
+A task has 16 columns, one cache line of a row, and walks all ids: so threads never meet, and every sum has the one order
 that NumPy's add.at has. Rows that no id names are 0.
 """
 import numpy as np

@@ -71,6 +71,9 @@ def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> No
     """Add one micro-batch's gradients to the sum so far: in float32, rounded once into the format in which they are summed."""
     with np.errstate(all="ignore"):
         for name in [name for name in parameters if name in found]:          # not a set: its order changes with the process
+            if name not in total and parameters[name].format is format and not watched():
+                total[name] = found[name]                    # nothing to add, and it was rounded already
+                continue
             g = widen(found[name], np.float32)
             exact = widen(total[name], np.float32) + g if name in total else g
             total[name] = round_to(exact, format)
