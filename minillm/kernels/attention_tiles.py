@@ -15,8 +15,8 @@ from minillm.kernels.vectors import (
     LANES,
     LONG,
     VECTOR,
-    constant,
     at,
+    constant,
     emitter,
     exponential,
     from_lane,
@@ -52,26 +52,28 @@ def places_of(b, tile, step):
     return [at(b, at(b, tile, b.mul(step, LONG(row))), v * LANES) for row in range(ROWS) for v in range(VECTORS)]
 
 
-def product_tile(turned, left_step):
-    """out += left @ right; left is [row, k] with rows `left_step` apart, or, turned, [k, row]."""
-    steps = (1, left_step) if turned else (left_step, 1)
+def product_tile(turned):
+    """A tile of out += left @ right; left is [row, k] with rows WIDTH apart or, turned, [k, row]; other rows are `step` apart."""
+    row_step, depth_step = (1, WIDTH) if turned else (WIDTH, 1)
 
     @intrinsic
-    def tile(typingctx, left, l, right, r, right_step, out, o, out_step, depth):
-        def emit(b, left, l, right, r, right_step, out, o, out_step, depth):
-            places = places_of(b, at(b, out, o), out_step)
-            sums = sums_of(b, at(b, left, l), LONG(steps[0]), LONG(steps[1]), at(b, right, r), right_step, depth,
-                           [load(b, place) for place in places])
-            for place, total in zip(places, sums, strict=True):
-                store(b, total, place)
-        return types.void(left, N, right, N, N, out, N, N, N), emitter(emit)
+    def tile(typingctx, left, l, right, r, step, out, o, depth):
+        def emit(b, left, l, right, r, step, out, o, depth):
+            places = places_of(b, at(b, out, o), step)
+            store_all(b, sums_of(b, at(b, left, l), LONG(row_step), depth_step, at(b, right, r), step, depth,
+                                 [load(b, place) for place in places]), places)
+        return types.void(left, N, right, N, N, out, N, N), emitter(emit)
     return tile
 
 
-def scores_of(b, keys, k, key_step, queries, r, out, o, out_step, depth):
-    """A tile of scores, keys[key, d] queries[d, query], and where its vectors are to lie; queries are `out_step` apart, too."""
-    sums = sums_of(b, at(b, keys, k), key_step, LONG(1), at(b, queries, r), out_step, depth, [constant(0)] * (ROWS * VECTORS))
-    return sums, places_of(b, at(b, out, o), out_step)
+def store_all(b, vectors, places):
+    for vector, place in zip(vectors, places, strict=True):
+        store(b, vector, place)
+
+
+def scores_of(b, keys, k, step, queries, depth):
+    """A tile of keys[key, d] queries[d, query]: rows of keys are `step` apart, those of queries WIDTH."""
+    return sums_of(b, at(b, keys, k), step, 1, queries, LONG(WIDTH), depth, [constant(0)] * (ROWS * VECTORS))
 
 
 def hidden(b, diagonal, ahead, values, instead):
@@ -82,89 +84,90 @@ def hidden(b, diagonal, ahead, values, instead):
     return [b.select(s, value, constant(instead)) for s, value in zip(seen, values, strict=True)]
 
 
-def lanes_of(b, numbers, n):
-    """A number for each query, ready for each vector of a tile."""
-    return [load(b, numbers, b.add(n, LONG(v * LANES))) for v in range(VECTORS)] * ROWS
+def lanes_of(b, numbers):
+    """A number for each query."""
+    return [load(b, numbers, v * LANES) for v in range(VECTORS)]
+
+
+def store_lanes(b, vectors, numbers):
+    for v, vector in enumerate(vectors):
+        store(b, vector, numbers, v * LANES)
 
 
 def score_tile(diagonal):
-    """out = scores, -inf where hidden; `top` becomes the largest so far."""
+    """A tile of scores, -inf where hidden; `top` becomes the largest so far."""
     @intrinsic
-    def tile(typingctx, keys, k, key_step, queries, r, out, o, out_step, depth, top, t, ahead):
-        def emit(b, keys, k, key_step, queries, r, out, o, out_step, depth, top, t, ahead):
-            sums, places = scores_of(b, keys, k, key_step, queries, r, out, o, out_step, depth)
-            sums = hidden(b, diagonal, ahead, sums, -float("inf"))
-            for v, most in enumerate(lanes_of(b, top, t)[:VECTORS]):
-                for row in range(ROWS):
-                    store(b, sums[row * VECTORS + v], places[row * VECTORS + v])
-                    most = larger(b, sums[row * VECTORS + v], most)
-                store(b, most, top, b.add(t, LONG(v * LANES)))
-        return types.void(keys, N, N, queries, N, out, N, N, N, top, N, N), emitter(emit)
+    def tile(typingctx, keys, k, step, queries, depth, out, o, top, ahead):
+        def emit(b, keys, k, step, queries, depth, out, o, top, ahead):
+            scores = hidden(b, diagonal, ahead, scores_of(b, keys, k, step, queries, depth), -float("inf"))
+            store_all(b, scores, places_of(b, at(b, out, o), LONG(WIDTH)))
+            most = lanes_of(b, top)
+            for i, score in enumerate(scores):
+                most[i % VECTORS] = larger(b, score, most[i % VECTORS])
+            store_lanes(b, most, top)
+        return types.void(keys, N, N, queries, N, out, N, top, N), emitter(emit)
     return tile
 
 
 def weight_tile(diagonal):
-    """out = exp(scores - top) share, 0 where hidden."""
+    """A tile of weights, exp(scores - top) share, 0 where hidden."""
     @intrinsic
-    def tile(typingctx, keys, k, key_step, queries, r, out, o, out_step, depth, top, share, t, ahead):
-        def emit(b, keys, k, key_step, queries, r, out, o, out_step, depth, top, share, t, ahead):
-            sums, places = scores_of(b, keys, k, key_step, queries, r, out, o, out_step, depth)
-            weights = [b.fmul(exponential(b, b.fsub(s, most)), part)
-                       for s, most, part in zip(sums, lanes_of(b, top, t), lanes_of(b, share, t), strict=True)]
-            for place, weight in zip(places, hidden(b, diagonal, ahead, weights, 0), strict=True):
-                store(b, weight, place)
-        return types.void(keys, N, N, queries, N, out, N, N, N, top, share, N, N), emitter(emit)
+    def tile(typingctx, keys, k, step, queries, depth, out, o, top, share, ahead):
+        def emit(b, keys, k, step, queries, depth, out, o, top, share, ahead):
+            scores = scores_of(b, keys, k, step, queries, depth)
+            lanes = zip(scores, lanes_of(b, top) * ROWS, lanes_of(b, share) * ROWS, strict=True)
+            weights = [b.fmul(exponential(b, b.fsub(score, most)), part) for score, most, part in lanes]
+            store_all(b, hidden(b, diagonal, ahead, weights, 0), places_of(b, at(b, out, o), LONG(WIDTH)))
+        return types.void(keys, N, N, queries, N, out, N, top, share, N), emitter(emit)
     return tile
 
 
 def cotangent_tile(diagonal):
-    """out = values @ cotangents, 0 where hidden; `mean` grows by the sum over the tile's keys of weights times out."""
+    """A tile of the weights' cotangents, 0 where hidden; `mean` grows by the sum over its keys of weights times cotangents."""
     @intrinsic
-    def tile(typingctx, values, k, value_step, cotangents, r, out, o, out_step, depth, weights, mean, t, ahead):
-        def emit(b, values, k, value_step, cotangents, r, out, o, out_step, depth, weights, mean, t, ahead):
-            sums, places = scores_of(b, values, k, value_step, cotangents, r, out, o, out_step, depth)
-            sums, weights = hidden(b, diagonal, ahead, sums, 0), places_of(b, at(b, weights, o), out_step)
-            for v, total in enumerate(lanes_of(b, mean, t)[:VECTORS]):
-                for row in range(ROWS):
-                    store(b, sums[row * VECTORS + v], places[row * VECTORS + v])
-                    total = multiply_add(b, load(b, weights[row * VECTORS + v]), sums[row * VECTORS + v], total)
-                store(b, total, mean, b.add(t, LONG(v * LANES)))
-        return types.void(values, N, N, cotangents, N, out, N, N, N, weights, mean, N, N), emitter(emit)
+    def tile(typingctx, values, k, step, cotangents, depth, out, o, weights, mean, ahead):
+        def emit(b, values, k, step, cotangents, depth, out, o, weights, mean, ahead):
+            found = hidden(b, diagonal, ahead, scores_of(b, values, k, step, cotangents, depth), 0)
+            store_all(b, found, places_of(b, at(b, out, o), LONG(WIDTH)))
+            means = lanes_of(b, mean)
+            for i, place in enumerate(places_of(b, at(b, weights, o), LONG(WIDTH))):
+                means[i % VECTORS] = multiply_add(b, load(b, place), found[i], means[i % VECTORS])
+            store_lanes(b, means, mean)
+        return types.void(values, N, N, cotangents, N, out, N, weights, mean, N), emitter(emit)
     return tile
 
 
 @intrinsic
-def exponentials(typingctx, scores, s, step, count, top, total, t):
-    """Scores become exp(scores - top) for WIDTH queries and `count` keys; `total` grows by their sum."""
-    def emit(b, scores, s, step, count, top, total, t):
-        scores, tops = at(b, scores, s), lanes_of(b, top, t)
+def exponentials(typingctx, scores, count, top, total):
+    """Scores of `count` keys become exp(scores - top); `total` grows by their sum."""
+    def emit(b, scores, count, top, total):
+        tops = lanes_of(b, top)
 
         def body(key, totals):
-            row, new = at(b, scores, b.mul(key, step)), []
+            row, new = at(b, scores, b.mul(key, LONG(WIDTH))), []
             for v in range(VECTORS):
                 e = exponential(b, b.fsub(load(b, row, v * LANES), tops[v]))
                 store(b, e, row, v * LANES)
                 new.append(b.fadd(totals[v], e))
             return new
-        for v, grown in enumerate(repeat(b, count, lanes_of(b, total, t)[:VECTORS], body)):
-            store(b, grown, total, b.add(t, LONG(v * LANES)))
-    return types.void(scores, N, N, N, top, total, N), emitter(emit)
+        store_lanes(b, repeat(b, count, lanes_of(b, total), body), total)
+    return types.void(scores, N, top, total), emitter(emit)
 
 
 @intrinsic
-def score_cotangents(typingctx, cotangents, weights, s, step, count, mean, t):
-    """Cotangents of weights become those of scores, weights (cotangents - mean), for WIDTH queries and `count` keys."""
-    def emit(b, cotangents, weights, s, step, count, mean, t):
-        means = lanes_of(b, mean, t)
+def score_cotangents(typingctx, cotangents, weights, o, count, mean):
+    """Cotangents of the weights of `count` keys become those of scores, weights (cotangents - mean)."""
+    def emit(b, cotangents, weights, o, count, mean):
+        means = lanes_of(b, mean)
 
         def body(key, _):
-            row = b.add(s, b.mul(key, step))
+            row = b.add(o, b.mul(key, LONG(WIDTH)))
             for v in range(VECTORS):
                 place = b.add(row, LONG(v * LANES))
                 store(b, b.fmul(load(b, weights, place), b.fsub(load(b, cotangents, place), means[v])), cotangents, place)
             return []
         repeat(b, count, [], body)
-    return types.void(cotangents, weights, N, N, N, mean, N), emitter(emit)
+    return types.void(cotangents, weights, N, N, mean), emitter(emit)
 
 
 @intrinsic

@@ -74,7 +74,7 @@ def store(b, vector, pointer, offset=0):
 
 
 def repeat(b, count, carried, body):
-    """carried = body(turn, carried) for turn = 0 ... count - 1, count at least 1; what is carried stays in registers."""
+    """Carried = body(turn, carried) for turn = 0 ... count - 1, count at least 1; what is carried stays in registers."""
     before, block, after = b.block, b.append_basic_block(), b.append_basic_block()
     b.branch(block)
     b.position_at_end(block)
