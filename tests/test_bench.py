@@ -14,6 +14,7 @@ from minillm.errors import MiniLLMError
 from minillm.experiments import bench, bench_tables
 from minillm.formats import FLOAT8_E4M3, FLOAT16, FORMATS
 from minillm.models.gpt import GPTShape
+from minillm.plotting import speed
 
 KEYS = {"name", "shape", "threads", "ms", "rate", "unit", "bytes", "peer", "peer_ms", "ratio"}
 SMALL = {
@@ -350,6 +351,21 @@ def test_the_figure_of_matmul(small, say, tmp_path):
     assert code == 0
     assert f"figure: {tmp_path / 'bench-matmul.png'}" in out
     assert (tmp_path / "bench-matmul.png").read_bytes().startswith(b"\x89PNG")
+
+
+POINTS = [{"name": "GELU", "type": "float32", "intensity": 2.5, "rate": 1e10},
+          {"name": "n", "type": "int8", "intensity": 40, "rate": 1e11}]
+
+
+@pytest.mark.parametrize("points", [[], POINTS])
+def test_the_figures_of_speed_are_drawn_from_any_number_of_records(points, tmp_path):
+    peaks = {p["type"]: 1e12 for p in points}
+    rows = [r for n in (64, 128) for r in measure.rows("float32", (n,) * 3, 1, 0.1, {"openblas-float32": 0.2}, n**3, "GFLOP/s")]
+    found = speed.rates_by_size(rows)
+    assert set(found) == {"float32", speed.OPENBLAS}
+    assert found[speed.OPENBLAS][64] == pytest.approx(found["float32"][64] / 2)
+    assert speed.roofline(points, peaks, 1e10, tmp_path / "roof.png").stat().st_size > 1000
+    assert speed.rates(rows if points else [], peaks, tmp_path / "rates.png").stat().st_size > 1000
 
 
 def test_the_table_has_one_line_for_all_peers_of_a_measurement():

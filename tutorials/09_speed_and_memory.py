@@ -204,7 +204,7 @@ print(rates(found, all_cores, "figures/09-products.png"))
 # ------------
 #
 # Everything in one figure (Williams, Waterman and Patterson 2009): the intensity to the right, the rate upwards, both
-# logarithmic. No point can lie above the roof: the slope on the left is memory, the level on the right the registers.
+# logarithmic. What comes from memory cannot lie above the roof: its slope is memory, its level part the registers.
 # Two more ops are in it, GELU and layer_norm, on arrays that are too large for the caches. They do some 20 and some 10
 # operations with each value that they read and write.
 
