@@ -411,6 +411,8 @@ def compiled():
             w = Tensor(np.ones(3, dtype), format, name="w")
             AdamW([w], state_format=format).step({"w": w.data}, 1e-3, global_norm([w.data]))
     round_to(np.ones(3, np.float32), BFLOAT16)
+    one = np.ones((2, 2), np.float32)
+    room.load("matmul").matmul(one, one)
     for name in set(ROOMS) - IN_DOUBLE:
         for each in vars(room.load(name)).values():
             if isinstance(each, Dispatcher) and each.py_func.__module__.endswith(f".{name}"):
@@ -425,7 +427,8 @@ def test_no_kernel_computes_in_double():
         assert not (found := DOUBLE.findall(code)), f"{name}{signature}: {found[:3]}"
         seen.add(name)
     assert len(seen) >= 8
-    assert {"elementwise._gelu", "rowwise._layer_norm_vjp", "optimizers._adamw", "rounding._copy"} <= seen
+    assert {"elementwise._gelu", "rowwise._layer_norm_vjp", "optimizers._adamw", "rounding._copy",
+            "matmul.product_alone", "panels.pack"} <= seen
 
 
 @pytest.mark.parametrize("double", [lambda x: x * 0.1, lambda x: np.exp(x + 0.5), lambda x: np.float64(x) * x + x])

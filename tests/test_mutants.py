@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_gpt import make
 
-from minillm import encoding, optim, rounding
+from minillm import encoding, kernels, optim, rounding
 from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
@@ -218,6 +218,16 @@ MUTANTS = [
            "block_scaling.blocks_of_both_operands_run_along_the_summed_dimension", (block_scaling.MXFP8_UP, 100)),
     Mutant("a block scale rounded down that is to go up", block_scaling.exponents, "part > largest", "part > 1",
            "block_scaling.every_value_is_within_its_bound", (FLOAT8_E4M3, True)),
+    # compiled products
+    Mutant("other bytes pass for int8", kernels.load("matmul").matmul_int8, "x.dtype != np.int8", "x.dtype.itemsize != 1",
+           "matmul.int8_takes_batches_and_refuses_what_is_not_int8_or_too_deep"),
+    Mutant("int8 sums one too deep", kernels.load("matmul").matmul_int8, "a.shape[-1] > LONGEST", "a.shape[-1] > LONGEST + 1",
+           "matmul.int8_takes_batches_and_refuses_what_is_not_int8_or_too_deep"),
+    Mutant("a batch begins where the last one ends", kernels.load("matmul").offsets, "(*lead, *x.shape[-2:])", "x.shape",
+           "matmul.batches_broadcast_and_each_is_the_product_by_itself", ((2, 1), (3,), "plain")),
+    Mutant("a gradient rounded that was to stay wide", kernels.load("products").linear_vjp, "out=out[1]", "out=np.float16",
+           "matmul.linear_and_its_gradients_are_within_their_bounds"),
+
     # weights without a master copy, moments in eight bits
     Mutant("compensation never added back", optim.Optimizer.weight, "w + widen(lost, np.float32)", "w",
            "low_precision_updates.many_updates_that_would_be_lost_one_by_one", (BFLOAT16,)),
