@@ -35,6 +35,7 @@ def small(monkeypatch):
         monkeypatch.setitem(bench.BENCHES, name, measured)
     monkeypatch.setattr(measure, "SPIN", dict.fromkeys(measure.SPIN, 0.0))
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "WAKING", 0.0)
     monkeypatch.setattr(roofline, "peaks", lambda threads: {"float32": 1e9})
 
 
@@ -97,6 +98,14 @@ def test_threads_that_wait_in_a_loop_are_left_to_fall_asleep(monkeypatch):
     interleaved([Call(run, "numba"), Call(run, "blas")], seconds=0, least=2)
     assert [s for s in slept if s] == [measure.SPIN[pool] for pool in ("numba", "blas", "numba", "blas", "numba")][:len(slept)]
     assert measure.pause(Call(run, "blas"), Call(run, "blas")) == 0
+
+
+def test_a_brief_call_runs_until_its_threads_are_awake(monkeypatch):
+    run, _ = clock(monkeypatch, [0.004] * 100)
+    measure.wake(measure.Series(Call(run), 1, 0.004, []))
+    assert measure.time.perf_counter() == pytest.approx(0.016)                 # at least 15 ms
+    measure.wake(measure.Series(Call(run), 1, 1.0, []))                        # a long one does not need it
+    assert measure.time.perf_counter() == pytest.approx(0.016)
 
 
 def test_a_row_for_each_peer_with_the_ratio_of_times():

@@ -137,8 +137,9 @@ with style.applied():
     print(style.save(figure, "figures/09-ladder.png"))
 
 # %% [markdown]
-# The same operations in the same order, and about fifty times faster. None of the rungs does less arithmetic. What
-# they do less of is waiting: for a cache line, for the sum before, for a value that was read a moment ago.
+# The same operations in the same order, and from the first rung to the last some fifty times faster. None of them does
+# less arithmetic. What they do less of is waiting: for a cache line, for the sum before, for a value that was read a
+# moment ago.
 #
 # OpenBLAS stands at the end as the peer that everybody knows. Its kernel is written in assembly for each processor;
 # ours is one source that LLVM turns into whatever the processor has.
