@@ -168,7 +168,7 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
     "inspect": (inspect, "what every layer's numbers look like: underflow, overflow, headroom, and what other formats would do"),
     "formats": (formats, "table of number formats; one format; the bits of one value in it"),
-    "bench": (bench, "speed here, next to peers that are installed"),
+    "bench": (bench, "speed and memory here, next to peers that are installed"),
 }
 
 

@@ -14,6 +14,7 @@ from minillm.errors import MiniLLMError
 from minillm.experiments import bench, bench_tables
 from minillm.formats import FLOAT8_E4M3, FLOAT16, FORMATS
 from minillm.models.gpt import GPTShape
+from minillm.plotting import speed
 
 KEYS = {"name", "shape", "threads", "ms", "rate", "unit", "bytes", "peer", "peer_ms", "ratio"}
 SMALL = {
@@ -34,6 +35,7 @@ def small(monkeypatch):
         monkeypatch.setitem(bench.BENCHES, name, measured)
     monkeypatch.setattr(measure, "SPIN", dict.fromkeys(measure.SPIN, 0.0))
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "WAKING", 0.0)
     monkeypatch.setattr(roofline, "peaks", lambda threads: {"float32": 1e9})
 
 
@@ -96,6 +98,14 @@ def test_threads_that_wait_in_a_loop_are_left_to_fall_asleep(monkeypatch):
     interleaved([Call(run, "numba"), Call(run, "blas")], seconds=0, least=2)
     assert [s for s in slept if s] == [measure.SPIN[pool] for pool in ("numba", "blas", "numba", "blas", "numba")][:len(slept)]
     assert measure.pause(Call(run, "blas"), Call(run, "blas")) == 0
+
+
+def test_a_brief_call_runs_until_its_threads_are_awake(monkeypatch):
+    run, _ = clock(monkeypatch, [0.004] * 100)
+    measure.wake(measure.Series(Call(run), 1, 0.004, []))
+    assert measure.time.perf_counter() == pytest.approx(0.016)                 # at least 15 ms
+    measure.wake(measure.Series(Call(run), 1, 1.0, []))                        # a long one does not need it
+    assert measure.time.perf_counter() == pytest.approx(0.016)
 
 
 def test_a_row_for_each_peer_with_the_ratio_of_times():
@@ -350,6 +360,21 @@ def test_the_figure_of_matmul(small, say, tmp_path):
     assert code == 0
     assert f"figure: {tmp_path / 'bench-matmul.png'}" in out
     assert (tmp_path / "bench-matmul.png").read_bytes().startswith(b"\x89PNG")
+
+
+POINTS = [{"name": "GELU", "type": "float32", "intensity": 2.5, "rate": 1e10},
+          {"name": "n", "type": "int8", "intensity": 40, "rate": 1e11}]
+
+
+@pytest.mark.parametrize("points", [[], POINTS])
+def test_the_figures_of_speed_are_drawn_from_any_number_of_records(points, tmp_path):
+    peaks = {p["type"]: 1e12 for p in points}
+    rows = [r for n in (64, 128) for r in measure.rows("float32", (n,) * 3, 1, 0.1, {"openblas-float32": 0.2}, n**3, "GFLOP/s")]
+    found = speed.rates_by_size(rows)
+    assert set(found) == {"float32", speed.OPENBLAS}
+    assert found[speed.OPENBLAS][64] == pytest.approx(found["float32"][64] / 2)
+    assert speed.roofline(points, peaks, 1e10, tmp_path / "roof.png").stat().st_size > 1000
+    assert speed.rates(rows if points else [], peaks, tmp_path / "rates.png").stat().st_size > 1000
 
 
 def test_the_table_has_one_line_for_all_peers_of_a_measurement():

@@ -21,6 +21,7 @@ from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
+from minillm.bench import measure, rowwise
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import decoding, gpt
@@ -258,6 +259,14 @@ MUTANTS = [
            "eight_bit.a_v_that_is_stored_as_zero_does_not_divide_by_eps"),
     Mutant("ties to the upper neighbour", eight_bit.nearest, "< scaled", "<= scaled",
            "eight_bit.a_tie_goes_to_the_lower_neighbour", (optim.DYNAMIC8, True)),
+
+    # the bench
+    Mutant("ours over the peer's", measure.rows, "taken / seconds", "seconds / taken",
+           "bench.a_row_for_each_peer_with_the_ratio_of_times"),
+    Mutant("billions counted as units", measure.rows, 'unit.startswith("G")', "False",
+           "bench.a_row_for_each_peer_with_the_ratio_of_times"),
+    Mutant("a cotangent that is read for nothing", rowwise.traffic, "(4 if way", "(3 if way",
+           "bench.traffic_counts_what_must_be_read_and_written"),
 
     # the model
     Mutant("residual weights not made smaller", Block.__init__, "(2 * layers)", "1", "gpt.initial_weights_have_gpt2s_deviations"),

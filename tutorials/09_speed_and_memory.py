@@ -137,8 +137,9 @@ with style.applied():
     print(style.save(figure, "figures/09-ladder.png"))
 
 # %% [markdown]
-# The same operations in the same order, and about fifty times faster. None of the rungs does less arithmetic. What
-# they do less of is waiting: for a cache line, for the sum before, for a value that was read a moment ago.
+# The same operations in the same order, and from the first rung to the last some fifty times faster. None of them does
+# less arithmetic. What they do less of is waiting: for a cache line, for the sum before, for a value that was read a
+# moment ago.
 #
 # OpenBLAS stands at the end as the peer that everybody knows. Its kernel is written in assembly for each processor;
 # ours is one source that LLVM turns into whatever the processor has.
@@ -204,7 +205,7 @@ print(rates(found, all_cores, "figures/09-products.png"))
 # ------------
 #
 # Everything in one figure (Williams, Waterman and Patterson 2009): the intensity to the right, the rate upwards, both
-# logarithmic. No point can lie above the roof: the slope on the left is memory, the level on the right the registers.
+# logarithmic. What comes from memory cannot lie above the roof: its slope is memory, its level part the registers.
 # Two more ops are in it, GELU and layer_norm, on arrays that are too large for the caches. They do some 20 and some 10
 # operations with each value that they read and write.
 

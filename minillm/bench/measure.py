@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SPIN = {"blas": 0.12, "torch": 0.03, "numba": 0.03, "": 0.0}     # seconds for which a pool's idle threads keep the cores busy
-WAKING = 0.1            # seconds: a shorter call is run before it is timed after a pause, since threads take 0.3 to 8 ms to wake
+BRIEF = 0.1             # seconds: a shorter call would notice that threads take up to 8 ms to wake,
+WAKING = 0.015          # so after a pause it runs for so many seconds before it is timed
 SHORTEST = 0.002        # seconds that one timing lasts; a shorter call is repeated in it
 LONG = 5.0              # seconds: beside such a call of a peer, which compiles nothing, warming up is nothing: its first run counts
 
@@ -49,8 +50,7 @@ def interleaved(calls: Sequence[Call], seconds: float = 2.0, least: int = 5, mos
         for series in again:
             if pause(before, series.call):
                 time.sleep(pause(before, series.call))
-                if series.expected < WAKING:
-                    seconds_of(series.call, series.count)
+                wake(series)
             series.times.append(seconds_of(series.call, series.count))
             before = series.call
     return [statistics.median(series.times) for series in all_series]
@@ -59,6 +59,13 @@ def interleaved(calls: Sequence[Call], seconds: float = 2.0, least: int = 5, mos
 def pause(before: Call, call: Call) -> float:
     """How long to wait before a call that needs other threads than the one before."""
     return SPIN[before.pool] if before.pool != call.pool else 0.0
+
+
+def wake(series: "Series") -> None:
+    """Run a brief call until its threads are awake."""
+    end = time.perf_counter() + (WAKING if series.expected < BRIEF else 0)
+    while time.perf_counter() < end:
+        seconds_of(series.call, series.count)
 
 
 @dataclass

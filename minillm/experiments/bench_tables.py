@@ -82,6 +82,8 @@ def marks_of(readme: Path) -> tuple[str, str]:
 def markdown(result: dict) -> str:
     """The tables of all measurements, with the machine."""
     parts = [f"Measured {describe_machine(result['machine'])}."]
+    if result["figures"]:
+        parts.append("![Rate of matrix products against their size](figures/readme-rates.png)")
     for name, (title, shown) in SHOWN.items():
         lines = lines_of([row for row in result["rows"] if row["bench"] == name and shown(row)])
         if lines:

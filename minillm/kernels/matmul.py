@@ -177,17 +177,20 @@ def plan(kind, batches, M, N, K):
 
 _memory = threading.local()
 ALONE = np.zeros(1, np.int64)
+NOTHING = {np.dtype(kind.name).type: np.empty(0, kind.name) for kind in KINDS}
 
 
-def scratch(size, dtype):
+def scratch(size, kind):
     """Units for panels that begin a cache line; the same memory each time, since new pages cost as much as a small product."""
+    if not size:
+        return NOTHING[kind]
     held = getattr(_memory, "held", None)
-    if held is None or held.size < size + LANES:
-        held = np.empty(max(size + LANES, 1 << 18), np.float32)
+    if held is None or held.size < size:
+        held = np.empty(max(size, 1 << 18) + LANES, np.float32)
+        held = held[-address(held) % 64 // 4:]
         if held.size < 1 << 22:                  # 16 MB: more is not kept
             _memory.held = held
-    begin = -address(held) % 64 // 4
-    return held[begin:begin + size].view(dtype)
+    return held[:size].view(kind)
 
 
 def address(x):
@@ -197,7 +200,7 @@ def address(x):
 def operand(x, across, along, left):
     """An array as the kernel takes it; across and along are its axes."""
     size, strides = x.itemsize, x.strides
-    return address(x), int(x.dtype == np.float16), strides[across] // size, strides[along] // size, left
+    return address(x), int(size == 2), strides[across] // size, strides[along] // size, left
 
 
 def offsets(x, lead):
@@ -212,8 +215,8 @@ def offsets(x, lead):
 
 
 def whole_strides(x):
-    """X, or a copy if values of its matrices do not lie whole values apart."""
-    return np.ascontiguousarray(x) if any(stride % x.itemsize for stride in x.strides) else x
+    """X, or a copy if its values do not lie whole values apart, as in an array of records."""
+    return x if x.flags.aligned else np.ascontiguousarray(x)
 
 
 def multiply(kind, a, b, y, bias=None):

@@ -124,15 +124,18 @@ def pack(panels, operand, first, left, k0, steps, K, target, width):
     if along == 1 and whole >= LANES and width > 1:
         for block in range(0, whole, LANES):
             k = min(block, whole - LANES)        # the last block goes over steps that are there already
-            for lane in range(0, lanes, LANES):
+            for vector in range((lanes + LANES - 1) // LANES):
+                lane = vector * LANES
                 here, place = source + (lane * across + k * along_unit) * size, target + (k * width + lane) * 4
                 if half:
                     turn_halves(panels, here, across, lanes - lane - 1, place, width, flip)
                 else:
                     turn_values(panels, here, across, lanes - lane - 1, place, width, flip)
     elif across == 1 and left >= (width + LANES - 1) // LANES * LANES:
+        vectors = (width + LANES - 1) // LANES
         for k in range(whole):
-            for lane in range(0, width, LANES):
+            for vector in range(vectors):        # a range with a step would divide, here for every k
+                lane = vector * LANES
                 here, place = source + (k * along_unit + lane) * size, target + (k * width + lane) * 4
                 if half:
                     copy_halves(panels, here, along, place, flip)

@@ -68,12 +68,13 @@ def roofline(points: Sequence[Mapping[str, Any]], peaks: Mapping[str, float], ba
         x = np.geomspace(0.05, widest * 1.5, 200)
         for name, peak in peaks.items():
             axes.plot(x, np.minimum(peak, bandwidth * x) / 1e9, **LOOKS[name].line)
-        for name in dict.fromkeys(p["type"] for p in points):
+        for i, name in enumerate(dict.fromkeys(p["type"] for p in points)):
             mine = [p for p in points if p["type"] == name]
             style.marks(axes, [p["intensity"] for p in mine], [p["rate"] / 1e9 for p in mine], **LOOKS[name].points)
+            beside = {"xytext": (-7, 4), "ha": "right"} if i % 2 else {"xytext": (7, -10)}    # so that two types keep apart
             for p in mine:
-                axes.annotate(p["name"], (p["intensity"], p["rate"] / 1e9), xytext=(6, -10), textcoords="offset points", fontsize=8,
-                              color=LOOKS[name].color)
+                axes.annotate(p["name"], (p["intensity"], p["rate"] / 1e9), textcoords="offset points", fontsize=8,
+                              color=LOOKS[name].color, **beside)
         axes.set(title="The roofline", xlabel="intensity (operations for each byte from memory)", ylabel=RATE, xscale="log",
                  yscale="log")
         keys = [style.key(f"{name}: what the machine could do", **LOOKS[name].line) for name in peaks]
