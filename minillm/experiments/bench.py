@@ -11,7 +11,6 @@ from minillm.files import check_folder
 from minillm.plotting.speed import rates
 
 
-
 def generate_rows(threads: int, quiet: bool) -> list[dict]:
     return generate.generate(threads=threads, quiet=quiet)["rows"]
 
