@@ -67,7 +67,7 @@ def check_a_compiled_token(recipe, bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("recipe", SERVED)
-def test_a_compiled_token_has_the_logits_of_a_pass_without_a_cache(recipe, bias):
+def test_a_compiled_token_has_the_logits_of_a_whole_pass(recipe, bias):
     check_a_compiled_token(recipe, bias)
 
 

@@ -28,6 +28,7 @@ from minillm.kernels.attention_tiles import (
 )
 from minillm.kernels.rounding import to_float16, to_float32
 from minillm.kernels.scalars import INSTRUCTION, JIT, bits, exp, load, store
+from minillm.kernels.tasks import POOL
 from minillm.kernels.vectors import LANES
 
 QUERIES, KEYS = WIDTH, 128
@@ -192,13 +193,13 @@ def backward_head(g, q, k, v, head, heads, T, D, scale, tops, totals, dq, dk, dv
     write_rows(dvalues, T, D, ONE, dv, start, C)
 
 
-@njit(parallel=True, **JIT)
+@njit(**POOL)
 def _attention(q, k, v, B, heads, T, D, scale, y, tops, totals, memory):
     for head in prange(B * heads):
         forward_head(q, k, v, np.int64(head), heads, T, D, scale, y, tops, totals, memory)
 
 
-@njit(parallel=True, **JIT)
+@njit(**POOL)
 def _attention_vjp(g, q, k, v, B, heads, T, D, scale, tops, totals, dq, dk, dv, memory):
     for head in prange(B * heads):
         backward_head(g, q, k, v, np.int64(head), heads, T, D, scale, tops, totals, dq, dk, dv, memory)

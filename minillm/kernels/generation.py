@@ -10,6 +10,7 @@ from numba.extending import overload
 
 from minillm.kernels.dot import rows_dot
 from minillm.kernels.scalars import JIT, bits_float, exp, float_bits, load, store
+from minillm.kernels.tasks import POOL
 
 LANES = 16
 TASK = 2**16                       # bytes of weights in a task: some 5 us of a core; handing it to a thread costs 3
@@ -39,7 +40,7 @@ def some_rows(x, y, weight, bias, start, stop):
         store(y, n, sums[n - start] + bias[n])
 
 
-@njit(parallel=True, **JIT)
+@njit(**POOL)
 def shared_rows(x, y, weight, bias, tasks):
     for task in prange(tasks):
         some_rows(x, y, weight, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
@@ -68,7 +69,7 @@ def some_rows_int8(x, x_scale, y, weight, scale, bias, start, stop):
         y[n] = np.float32(sums[n - start]) * np.float32(x_scale * scale[n]) + bias[n]
 
 
-@njit(parallel=True, **JIT)
+@njit(**POOL)
 def shared_rows_int8(x, x_scale, y, weight, scale, bias, tasks):
     for task in prange(tasks):
         some_rows_int8(x, x_scale, y, weight, scale, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
@@ -137,7 +138,7 @@ def attend_head(q, keys, values, count, head, heads, y):
         store(y, first + d, mixed[d])
 
 
-@njit(parallel=True, **JIT)
+@njit(**POOL)
 def attend_heads(q, keys, values, count, heads, y):
     for head in prange(heads):
         attend_head(q, keys, values, count, head, heads, y)

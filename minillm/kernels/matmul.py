@@ -20,6 +20,7 @@ from minillm.kernels import rounding
 from minillm.kernels.panels import close_panel, pack, value_size
 from minillm.kernels.scalars import INSTRUCTION, JIT
 from minillm.kernels.simd import LANES, read, stay_whole, write
+from minillm.kernels.tasks import POOL
 from minillm.kernels.tiles import BFLOAT16_DOT, COLUMNS, HALF, KINDS, ROWS, group, height_of, kind_of, multiply_panels
 
 DEPTH = 256                        # units of k at a time: a panel of rows, 14 KB, stays in the first cache
@@ -139,7 +140,7 @@ def multiply_block(task, panels, packed, a, b, M, N, K, rows, columns, a_offsets
     finish(panels, sums, stride, bias + start * 4 if bias != 0 else 0, place, half, end - first, wide, N)
 
 
-@njit(**JIT, parallel=True)
+@njit(**POOL)
 def product_in_tasks(packing, products, panels, a, b, M, N, K, rows, columns, a_offsets, b_offsets, bias, result, half):
     for task in prange(packing):
         pack_columns(np.intp(task), panels, b, N, K, b_offsets)

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from minillm.kernels.pool import features
 from minillm.kernels.scalars import JIT
 from minillm.kernels.simd import LANES, VECTOR, multiply_add, spread
+from minillm.kernels.tasks import POOL
 
 INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 SUMS = 12 if "avx512f" in features() else 6      # of 16 lanes: within 32 registers of 16 lanes, or 16 of 8
@@ -60,7 +61,7 @@ def kernel_of(operation):
     def one(turns, value, out, task):
         out[task] = operation(turns, value)
 
-    @njit(parallel=True, **JIT)
+    @njit(**POOL)
     def every(turns, value, out):
         for task in prange(TASKS):
             one(turns, value, out, np.intp(task))
@@ -92,7 +93,7 @@ def _triad_part(x, y, out, a, task):
         out[i] = y[i] + a * x[i]
 
 
-@njit(parallel=True, **JIT)
+@njit(**POOL)
 def _triad(x, y, out, a):
     for task in prange(TASKS):
         _triad_part(x, y, out, a, np.intp(task))
