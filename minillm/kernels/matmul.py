@@ -162,16 +162,21 @@ def plan(kind, batches, M, N, K):
 
     A task is large enough to use what is in the caches; there are enough for sixteen threads. Nothing depends on their number.
     """
-    rows, columns = 4 * ROWS, 8 * COLUMNS
-    while rows > ROWS and batches * -(-M // rows) * -(-N // columns) < 16:
+    def tasks():
+        return batches * -(-M // rows) * -(-N // columns)
+
+    rows, columns = 4 * ROWS, 16 * COLUMNS
+    if tasks() < 16:
+        columns //= 2
+    while rows > ROWS and tasks() < 16:
         rows //= 2
-    while columns > COLUMNS and batches * -(-M // rows) * -(-N // columns) < 8:
+    while columns > COLUMNS and tasks() < 8:
         columns //= 2
     units, across = -(-K // KINDS[from_dtype(np.dtype(kind))].group), -(-N // COLUMNS)
     deep = -(-units // DEPTH)
     packing = batches * deep * across if rows < M else 0         # columns that only one task needs are packed there
     size = batches * (units + deep) * across * COLUMNS if packing else 0
-    return size, packing, batches * -(-M // rows) * -(-N // columns), rows, columns, batches * M * N * K > 1 << 17
+    return size, packing, tasks(), rows, columns, batches * M * N * K > 1 << 17
 
 
 # what others call
