@@ -1,12 +1,12 @@
 """How a matrix product becomes fast, rung by rung: (M,K) (K,N) -> (M,N) in float32, the same bits on each.
 
-GFLOP/s at n = 512 on one core of a Cascade Lake at 2.5 GHz, whose two units for fused multiply-adds of 16 lanes end at 160; the
-micro-kernel alone, both panels in the first cache, was measured at 89 to 110:
+GFLOP/s at n = 512 on one core of a Cascade Lake at 2.5 GHz, measured in one run; its two units for fused multiply-adds of 16 lanes
+end at 160:
 
-    naive            NAIVE    three loops
-    tiled            TILED    blocks that stay in the cache, and a loop along rows that the compiler makes vectors of
-    packed           PACKED    panels in the order of use, and each row of b taken for several rows of a
-    micro-kernel     MICRO    sums in registers, all threads: minillm.kernels.matmul, made of panels.py and tiles.py
+    naive              1.2    three loops
+    tiled              14    blocks that stay in the cache, and a loop along rows that the compiler makes vectors of
+    packed             25    a panel in the order of use, and four products for each time that a sum is loaded and stored
+    micro-kernel       90    sums in registers, all threads: minillm.kernels.matmul, made of panels.py and tiles.py
 
 Every rung adds the products of one value of the result in order of k, one fused multiply-add each ("contract" allows it), so that
 they agree bit for bit.
@@ -17,7 +17,7 @@ from numba import njit
 from minillm.kernels.scalars import JIT
 
 FUSED = JIT | {"fastmath": {"contract"}}         # a x b + c with one rounding, nothing else
-BLOCK, WIDTH, HEIGHT = 128, 32, 8
+BLOCK = 128
 
 
 @njit(**FUSED)
@@ -52,24 +52,18 @@ def tiled(a, b):
 
 @njit(**FUSED)
 def packed(a, b):
-    """Adds: operands copied into panels that are read from end to end; rows of constant length, without a remainder.
-
-    A panel's edge beyond the matrix is filled with zeros, and what they give is not copied into the result.
-    """
+    """Adds: 128 columns of b copied into a panel that is read from end to end; a sum is loaded and stored once in four steps."""
     (M, K), N = a.shape, b.shape[1]
-    c = np.empty((M, N), np.float32)
-    columns, rows, sums = np.zeros((K, WIDTH), np.float32), np.zeros((K, HEIGHT), np.float32), np.empty((HEIGHT, WIDTH), np.float32)
-    for j0 in range(0, N, WIDTH):
-        wide = min(WIDTH, N - j0)
-        columns[:, :wide] = b[:, j0:j0 + wide]
-        for i0 in range(0, M, HEIGHT):
-            high = min(HEIGHT, M - i0)
-            for r in range(high):
-                rows[:, r] = a[i0 + r]
-            sums[:] = np.float32(0)
-            for k in range(K):
-                for r in range(HEIGHT):
-                    for j in range(WIDTH):
-                        sums[r, j] += rows[k, r] * columns[k, j]
-            c[i0:i0 + high, j0:j0 + wide] = sums[:high, :wide]
+    c = np.zeros((M, N), np.float32)
+    for j0 in range(0, N, BLOCK):
+        panel, whole = b[:, j0:j0 + BLOCK].copy(), K // 4 * 4
+        for i in range(M):
+            row, sums = a[i], c[i, j0:j0 + BLOCK]
+            for k in range(0, whole, 4):
+                b0, b1, b2, b3 = panel[k], panel[k + 1], panel[k + 2], panel[k + 3]
+                for j in range(sums.size):
+                    sums[j] = row[k + 3] * b3[j] + (row[k + 2] * b2[j] + (row[k + 1] * b1[j] + (row[k] * b0[j] + sums[j])))
+            for k in range(whole, K):
+                for j in range(sums.size):
+                    sums[j] += row[k] * panel[k, j]
     return c

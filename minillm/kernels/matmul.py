@@ -296,7 +296,8 @@ def matmul_bfloat16(a, b):
 
     Where numba compiles for the processor's bfloat16 dot instruction, each step adds two products with two roundings, subnormal
     operands and sums count as 0, and digits beyond bfloat16's are cut off. Elsewhere it is the float32 product: each product of
-    two bfloat16 values is exact there, and so is every step up to the rounding of the sum.
+    two bfloat16 values is exact there, and so is every step up to the rounding of the sum. No recipe calls it by itself: a run
+    would lose its subnormals, and have other bits, on some processors only.
     """
     for x, what in ((a, "a"), (b, "b")):
         if x.dtype != np.float32:
