@@ -17,6 +17,7 @@ import pytest
 from tiny_gpt import make
 
 from minillm import encoding, kernels, optim, rounding
+from minillm.autograd import kernels as beside
 from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
@@ -198,6 +199,14 @@ MUTANTS = [
            "accumulation.stochastic_sums_are_unbiased_and_depend_on_key_and_place", ("off",)),
     Mutant("the three products draw the same bits", accumulation.Product.__call__, "ROLES.index(self.role) + 1", "1",
            "accumulation.the_three_products_draw_different_bits"),
+
+    # kernels beside rules
+    Mutant("a bias is taken for a residual", beside.one_shape, 'static["x_shape"] == static["z_shape"] if', "True if",
+           "rowwise.an_addition_that_repeats_goes_to_the_rule"),
+    Mutant("columns are taken for rows", beside.last_axis, "(-1, len(shape) - 1)", "(-1, 0, 1)",
+           "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((3, 4), None, 0)),
+    Mutant("a mask may spread the scores", beside.last_axis, "m in (1, n)", "m >= 1",
+           "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((1, 4), (3, 1), -1)),
 
     # the optimizer
     Mutant("decay on vectors too", optim.AdamW.constants, "(p.ndim > 1)", "1", "optim.decay_is_on_matrices_only", (optim.AdamW,)),
