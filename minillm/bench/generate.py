@@ -94,7 +94,7 @@ def torch_gpt(torch, model: GPT):
                 x = block(x, keys, values, at)
             return self.head(self.norm(x))
 
-    return TorchGPT()                            # no dropout, so no matter whether it trains
+    return TorchGPT().train(False)
 
 
 def torch_generate(torch, model, shape: GPTShape, tokens: int) -> list[int]:
