@@ -31,7 +31,7 @@ def test_freed_pages_are_used_again():
 def test_arrays_that_live_keep_their_values():
     with freed_memory_kept():
         kept = [np.full(50_000, i, np.float32) for i in range(20)]
-        for i in range(20):
+        for _ in range(20):
             np.full(50_000, -1, np.float32)
     assert all((a == i).all() for i, a in enumerate(kept))
     with pytest.raises(ZeroDivisionError), freed_memory_kept():
