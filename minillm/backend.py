@@ -33,9 +33,9 @@ OWN_PIECE = 2**25                        # bytes from which an array has its own
 def freed_memory_kept() -> Iterator[None]:
     """Inside, memory that arrays give back stays with the process for the next ones, in glibc; elsewhere nothing changes.
 
-    Otherwise every training step has its memory handed out anew, page by page, each of them a fault and 4 KB of zeros. Nobody's
-    array is written to: what is free is for the allocator to give. In the end it goes back to the system, and glibc's thresholds
-    are set to the ends of the range in which it would adjust them.
+    Otherwise every training step has its memory handed out anew, page by page, each of them a fault and 4 KB of zeros. No array
+    that lives is written to: what is free is for the allocator to give. In the end it goes back to the system, and glibc's
+    thresholds are set to the ends of the range in which it would adjust them.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):

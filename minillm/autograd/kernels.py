@@ -78,6 +78,7 @@ class Kernel:
 
 KERNELS = {
     "gelu": Kernel("elementwise", "gelu"),
+    "cast": Kernel("elementwise", "cast"),
     "add": Kernel("elementwise", "add", one_shape),
     "layer_norm": Kernel("rowwise", "layer_norm"),
     "matmul": Kernel("products", "matmul", plain_products),

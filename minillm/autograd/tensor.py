@@ -272,6 +272,7 @@ def backward(loss: Tensor) -> dict:
     xp, order = array_module(loss.data), list(topological(loss.node))
     arriving, gradients, leaves = {id(loss.node): xp.ones(loss.shape, loss.node.compute)}, {}, {}
     uses = Counter(id(p) for at in order if isinstance(at, Node) for p in at.parents)
+    to_come = uses.copy()
     with np.errstate(all="ignore"):                          # infinities of both signs may meet
         for at in order:
             exact = arriving.pop(id(at))
@@ -283,9 +284,16 @@ def backward(loss: Tensor) -> dict:
             for parent, share in zip(at.parents, cotangents(xp, at, exact, uses), strict=True):
                 if parent is not None:
                     here = arriving.get(id(parent))
-                    arriving[id(parent)] = share if here is None else here + share
+                    arriving[id(parent)] = share if here is None else added(here, share, share_type(parent, at.compute, to_come))
+                    to_come[id(parent)] -= 1
             at.kept, at.parents = None, ()
     return gradients
+
+
+def added(here, share, out):
+    """Two shares of one cotangent summed in the compute format; a kernel may round the last sum on its way to memory."""
+    kernel = kernel_for(RULES["add"], here.dtype.type, {}, ("x", "z"), (here, share))
+    return kernel.forward(here, share, out=out) if kernel else here + share
 
 
 def received(exact, format, address, context):
@@ -303,12 +311,12 @@ def cotangent_format(format, context):
     return format if context.cotangents is None or format.bits >= 32 else context.cotangents
 
 
-def share_type(parent, compute, uses) -> type:
+def share_type(parent, compute, shares) -> type:
     """In what a kernel may write a parent's cotangent: rounded to float16 only where that is all there will be done to it.
 
-    So not where another share is still to be added, nor where the exact values are looked at. Leaves round their own gradient.
+    So not where it is one of several shares, nor where the exact values are looked at. Leaves round their own gradient.
     """
-    once = isinstance(parent, Node) and uses[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
+    once = isinstance(parent, Node) and shares[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
     return np.float16 if once and cotangent_format(parent.format, parent.context) is FLOAT16 else compute
 
 

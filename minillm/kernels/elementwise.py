@@ -98,3 +98,12 @@ def add_vjp(g: np.ndarray, x_shape: tuple, z_shape: tuple, *, out: tuple = (np.f
         raise MiniLLMError(f"add's kernel got arrays of shapes {x_shape}, {z_shape} and {g.shape}: they must be the same")
     dx = stored(g, out[0])
     return dx, dx if out[1] is out[0] else stored(g, out[1])
+
+
+def cast(x: np.ndarray, *, out: type) -> np.ndarray:
+    """The values in another type, rounded once where it is narrower."""
+    return stored(x, out)
+
+
+def cast_vjp(g: np.ndarray, *, out: tuple = (np.float32,)) -> tuple[np.ndarray]:
+    return (stored(g, out[0]),)
