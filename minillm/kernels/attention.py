@@ -83,11 +83,12 @@ def turn(rows, D, turned):
             turn_square(rows, t * up(D, WIDTH) + d, up(D, WIDTH), turned, d * QUERIES + t, QUERIES)
 
 
-@njit(**JIT)
+@njit(inline="always")
 def attend(keys, values, turned, i, j, D, block, out, old, top, total):
     """Keys from j on, for queries from i on: `out` and `total` grow by their part, `top` becomes the largest score so far."""
     Dp, n = up(D, WIDTH), min(KEYS, i + QUERIES - j)
-    old[:] = top
+    for t in range(QUERIES):                     # old[:] = top would compile for two seconds
+        old[t] = top[t]
     for key in range(j, j + n, ROWS):
         if key - i > -ROWS:
             scores_on_diagonal(keys, key * Dp, Dp, turned, D, block, (key - j) * QUERIES, top, key - i)
@@ -131,7 +132,7 @@ def forward_head(q, k, v, head, heads, T, D, scale, y, tops, totals, memory):
         write_rows(out, count, D, ONE, y, start + i * C, C)
 
 
-@njit(**JIT)
+@njit(inline="always")
 def weights_of(keys, values, turned, g_turned, i, last, D, top, share, mean, weights, ds):
     """The weights of all keys before `last` for queries from i on, in `ds` their cotangents, in `mean` the means of these."""
     Dp = up(D, WIDTH)
@@ -145,7 +146,7 @@ def weights_of(keys, values, turned, g_turned, i, last, D, top, share, mean, wei
             cotangents(values, key * Dp, Dp, g_turned, D, ds, key * QUERIES, weights, mean, key - i)
 
 
-@njit(**JIT)
+@njit(inline="always")
 def send_back(keys, queries, gs, i, j, end, count, D, mean, weights, ds, dqueries, dkeys, dvalues):
     """What keys j ... end and `count` queries from i on add to the cotangents of queries, keys and values."""
     Dp = up(D, WIDTH)
