@@ -379,10 +379,10 @@ def test_one_narrow_product_changes_only_what_it_should():
 
 def test_the_fused_attention_kernel_does_not_serve_another_accumulator(monkeypatch):
     monkeypatch.setenv("MINILLM_KERNELS", "on")
-    arrays = dict.fromkeys("qkv", np.ones((1, 4, 8), np.float32))
+    arrays = [np.ones((1, 4, 8), np.float32)] * 3
     static = {"heads": 2, "causal": True, "key": 0}
-    assert kernel_for(RULES["attention"], np.float32, static | {"products": FLOAT32_PRODUCTS}, arrays)
-    assert kernel_for(RULES["attention"], np.float32, static | {"products": products_named("float16")}, arrays) is None
+    assert kernel_for(RULES["attention"], np.float32, static | {"products": FLOAT32_PRODUCTS}, "qkv", arrays)
+    assert kernel_for(RULES["attention"], np.float32, static | {"products": products_named("float16")}, "qkv", arrays) is None
 
 
 def test_a_stochastic_step_is_the_same_again_and_with_and_without_kernels(monkeypatch):

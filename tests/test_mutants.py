@@ -204,7 +204,7 @@ MUTANTS = [
            "accumulation.the_three_products_draw_different_bits"),
 
     # kernels beside rules
-    Mutant("a bias is taken for a residual", beside.one_shape, 'static["x_shape"] == static["z_shape"] if', "True if",
+    Mutant("a bias is taken for a residual", beside.one_shape, 'arrays["x"].shape == arrays["z"].shape', "True",
            "rowwise.an_addition_that_repeats_goes_to_the_rule"),
     Mutant("columns are taken for rows", beside.last_axis, "(-1, len(shape) - 1)", "(-1, 0, 1)",
            "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((3, 4), None, 0)),

@@ -33,8 +33,8 @@ def summary() -> str:
 
 
 def line(recipe: Recipe) -> list[str]:
-    casts, _, _, products = recipe.bind().plan(RULES["linear"], "", 3)
-    weights = [recipe.parameters, casts[1], products]
+    plan = recipe.bind().plan(RULES["linear"], "", 3)
+    weights = [recipe.parameters, plan.casts[1], plan.products]
     steps = [f.name for f in weights if not isinstance(f, str | None) and f.name != "float32"] or ["float32"]
     return [recipe.name, " -> ".join(dict.fromkeys((recipe.parameters.name, *steps))), " and ".join(activations(recipe)),
             recipe.optimizer_state.name, scale_text(recipe.loss_scaling).partition(":")[0], recipe.about]
@@ -50,9 +50,9 @@ def activations(recipe: Recipe) -> dict[str, None]:
 
 def result_of(ops: Ops, rule: Rule, place: str, given):
     """The format of an op's result where that of its inputs is `given`."""
-    casts, _, result, _ = ops.plan(rule, place, len(input_names(rule)))
-    leading = next(cast for cast, name in zip(casts, input_names(rule), strict=True) if name not in rule.plain)
-    return result or (leading if isinstance(leading, Format) else given)
+    plan = ops.plan(rule, place, len(input_names(rule)))
+    leading = next(cast for cast, name in zip(plan.casts, input_names(rule), strict=True) if name not in rule.plain)
+    return plan.result or (leading if isinstance(leading, Format) else given)
 
 
 def input_names(rule: Rule) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def op_row(ops: Ops, rule: Rule, place: str) -> tuple[str, ...]:
     rounding = " / ".join(dict.fromkeys((recipe.forward_rounding, recipe.backward_rounding)))
     if rule.name in recipe.composed:
         return label, "composed of other ops", "as theirs", "", rounding
-    products = ops.plan(rule, place, len(input_names(rule)))[3] or rule.defaults.get("products")
+    products = ops.plan(rule, place, len(input_names(rule))).products or rule.defaults.get("products")
     inputs = inputs_text(ops, rule, place)
     result = {"refuse": "none", "widest": "widest"}.get(inputs, result_of(ops, rule, place, "as its inputs"))
     return label, inputs, getattr(result, "name", result), products.name if products else "", rounding
@@ -132,8 +132,8 @@ def op_row(ops: Ops, rule: Rule, place: str) -> tuple[str, ...]:
 def inputs_text(ops: Ops, rule: Rule, place: str) -> str:
     """What stands in front of an op's inputs: "float16", or "x, weight: float16; bias: as is" where they are not treated alike."""
     names, groups = input_names(rule), {}
-    casts, quantizers, _, _ = ops.plan(rule, place, len(names))
-    for name, cast, quantizer in zip(names, casts, quantizers, strict=True):
+    plan = ops.plan(rule, place, len(names))
+    for name, cast, quantizer in zip(names, plan.casts, plan.quantizers, strict=True):
         if name not in rule.plain:
             first = f"{quantizer_name(ops.recipe.name, name, quantizer)} then " if quantizer else ""
             groups.setdefault(first + getattr(cast, "name", cast), []).append(name)

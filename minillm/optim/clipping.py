@@ -12,10 +12,9 @@ def global_norm(gradients: Iterable[np.ndarray], factor: float = 1.0) -> float:
 
     Values are multiplied before they are squared: scaled by 2^16 a float32 square could overflow where the gradient does not.
     """
-    total, factor, kernel = np.float32(0), np.float32(factor), None
-    if kernels.enabled():
-        kernel = kernels.load("optimizers").sum_of_squares
+    kernel = kernels.load("optimizers").sum_of_squares if kernels.enabled() else None
     with np.errstate(all="ignore"):
+        total, factor = np.float32(0), np.float32(factor)                      # the inverse of a scale of 2^-149 is infinite
         for g in gradients:
             if kernel and g.size:
                 total += kernel(g, factor)

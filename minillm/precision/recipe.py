@@ -2,6 +2,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from minillm.autograd.composed import COMPOSED
 from minillm.autograd.context import Context, current_scope
@@ -97,6 +98,16 @@ def named(table: dict, place: str, op: str, name: str):
     return find({key: value for key, value in table.items() if key.rpartition("/")[2] == f"{op}.{name}"}, place, op, name)
 
 
+class Plan(NamedTuple):
+    """What a recipe's tables say of an op at a place; `touched`: (number, name, cast, quantizer) of inputs not left as they are."""
+
+    casts: list
+    quantizers: list
+    result: Format | None
+    products: Products | None
+    touched: list
+
+
 class Ops:
     """The functions that a model calls, one for each rule, with the recipe's casts in front; and the context that goes with them.
 
@@ -120,20 +131,18 @@ class Ops:
 
     def call(self, rule: Rule, *inputs, **static) -> Tensor:
         """Put in front of each input what the recipe says, then apply the rule."""
-        touched, result, products = self.plan(rule, current_scope(), len(inputs))
-        if touched:
+        plan = self.plan(rule, current_scope(), len(inputs))
+        if plan.touched:
             given, inputs = inputs, list(inputs)
-            for i, name, cast, quantizer in touched:
+            for i, name, cast, quantizer in plan.touched:
                 if i < len(given) and isinstance(given[i], Tensor):
                     inputs[i] = self.prepare(rule, given[i], name, cast, quantizer, given)
-        if products:
-            static = {"products": products} | static
-        return apply(rule, *inputs, context=self.context, result=result, **static)
+        if plan.products:
+            static = {"products": plan.products} | static
+        return apply(rule, *inputs, context=self.context, result=plan.result, **static)
 
-    def plan(self, rule: Rule, place: str, count: int):
-        """What the tables say of an op at a place: (number, name, cast, quantizer) of inputs that are not left as they are, the
-        result's format, the products.
-        """
+    def plan(self, rule: Rule, place: str, count: int) -> Plan:
+        """What the tables say of an op at a place, looked up once."""
         if (rule.name, place, count) not in self._plans:
             recipe, op, names = self.recipe, rule.name, rule.names(count)
             casts = [(named if n in rule.wide else find)(recipe.casts, place, op, n) or "as is" for n in names]
@@ -141,7 +150,7 @@ class Ops:
             products = find(recipe.products, place, op) if "products" in rule.defaults else None
             each = zip(range(len(names)), names, casts, quantizers, strict=True)
             touched = [(i, name, cast, quantizer) for i, name, cast, quantizer in each if cast != "as is" or quantizer]
-            self._plans[rule.name, place, count] = touched, find(recipe.results, place, op), products
+            self._plans[rule.name, place, count] = Plan(casts, quantizers, find(recipe.results, place, op), products, touched)
         return self._plans[rule.name, place, count]
 
     def prepare(self, rule, x, name, cast, quantizer, inputs):
