@@ -11,6 +11,7 @@ from minillm import kernels
 from minillm.formats import FLOAT16
 from minillm.rounding import round_to
 
+pytestmark = pytest.mark.usefixtures("kernels_on")
 ROOM = kernels.load("attention")
 SHAPES = [(1, 1, 1, 1), (2, 31, 1, 7), (1, 33, 3, 20), (1, 129, 2, 33), (1, 161, 1, 80), (3, 64, 2, 32)]
 

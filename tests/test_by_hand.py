@@ -8,13 +8,13 @@ from minillm.bench.by_hand import ByHand
 from minillm.precision.loss_scaling import LossScaler, static_scale
 from minillm.training.trainer import training_step
 
+pytestmark = pytest.mark.usefixtures("kernels_on")
 LOW = {"float32": np.float32, "float16-mixed": np.float16}
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("recipe", LOW)
-def test_loss_and_gradients_are_those_of_autograd(recipe, bias, monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "on")
+def test_loss_and_gradients_are_those_of_autograd(recipe, bias):
     model = make(recipe, bias=bias)
     hand = ByHand(model, LOW[recipe])
     model.ops.context.begin(0)
@@ -24,8 +24,7 @@ def test_loss_and_gradients_are_those_of_autograd(recipe, bias, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", LOW)
-def test_ten_steps_are_those_of_the_trainer(recipe, monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "on")
+def test_ten_steps_are_those_of_the_trainer(recipe):
     model = make(recipe)
     hand, objective = ByHand(model, LOW[recipe]), objective_of(model, LossScaler(static_scale(2.0**8)))
     for step in range(10):

@@ -222,7 +222,7 @@ def said(program: str, **variables: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def test_logits_have_the_same_bits_on_one_thread_and_on_two():
+def test_logits_have_the_same_bits_on_one_thread_and_on_two(kernels_on):
     one, two = (said(PROGRAM, NUMBA_NUM_THREADS=count) for count in "12")
     assert len(set(one.split())) == 3
     assert one == two
@@ -241,7 +241,7 @@ print(y.tolist())
 """
 
 
-def test_a_processor_without_f16c_and_vector_sums_of_pairs_gives_the_same():
+def test_a_processor_without_f16c_and_vector_sums_of_pairs_gives_the_same(kernels_on):
     old, new = (said(WITHOUT, **more).splitlines() for more in ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}, {}))
     assert old[0].startswith("False")
     assert old[1] == new[1]                                                    # of whole numbers, in bits

@@ -28,10 +28,7 @@ SIZES = st.sampled_from([1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 31, 32, 33, 64, 65, 
 DEPTHS = st.sampled_from([1, 2, 3, 7, 15, 16, 17, 33, 64, 255, 256, 257, 300, 515])       # around a vector's 16, a block's 256
 LAYOUTS = ("plain", "turned", "strided", "backwards")
 
-
-@pytest.fixture(autouse=True)
-def kernels_on(monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "on")
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
 
 def room():

@@ -24,10 +24,7 @@ EXP = gamma(3, FLOAT32)                          # kernels.scalars.exp promises 
 LENGTHS = st.sampled_from([1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 97, 103])
 MINE = ("cross_entropy", "embedding", "dropout")
 
-
-@pytest.fixture(autouse=True)
-def kernels_on(monkeypatch):
-    monkeypatch.setenv("MINILLM_KERNELS", "on")
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
 
 def g(K):
