@@ -1,13 +1,15 @@
 """The command line: parse, call one function of experiments, print. Errors are one line and exit code 2."""
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from minillm import kernels
 from minillm._version import __version__
 from minillm.backend import usable_cores
 from minillm.errors import MiniLLMError, unknown
@@ -126,7 +128,7 @@ def evaluate(arguments) -> Answer:
 def sample(arguments) -> Answer:
     from minillm.experiments.sample import sample
     result = sample(arguments.run, arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed,
-                    arguments.weights)
+                    arguments.weights, arguments.quiet)
     return Answer(result, result["text"])
 
 
@@ -184,7 +186,7 @@ def parser_of(name: str) -> Parser:
     if name in ("train", "compare"):
         add_options(parser)
     if name in ("train", "evaluate", "sample", "inspect"):
-        parser.add_argument("--threads", type=int, default=0, help="of matrix products (default: one for each core)")
+        parser.add_argument("--threads", type=int, default=0, help="that share the work (default: one for each core)")
     if name == "train":
         parser.add_argument("--out", type=filled, metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
         parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
@@ -217,12 +219,22 @@ def parser_of(name: str) -> Parser:
     return parser
 
 
-def blas_threads(count: int):
-    """Limit the threads of matrix products; our own kernels run on one, because two thread pools spin against each other."""
-    if not 0 <= count <= 1024:                   # BLAS takes fewer where it was built for fewer
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, the pool that products run in has `count` threads, 0: one for each core. That is numba's, without kernels BLAS's.
+
+    The other pool has one: where both had several, they spun against each other, and a step took three to five times as long.
+    """
+    if not 0 <= count <= 1024:                   # a pool takes fewer where it was made for fewer
         raise MiniLLMError(f"--threads is {count}: give a number up to 1024, or 0 for one for each core")
     from threadpoolctl import threadpool_limits
-    return threadpool_limits(count or usable_cores(), "blas")
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(threadpool_limits(1 if kernels.enabled() else count or usable_cores(), "blas"))
+        if count and kernels.enabled():
+            pool = kernels.load("pool")
+            undo.callback(pool.set_threads, pool.threads())
+            pool.set_threads(min(count, pool.largest()))
+        yield
 
 
 def usage() -> str:
@@ -244,7 +256,7 @@ def carry_out(argv: Sequence[str]) -> int:
     arguments, rest = parser.parse_known_args(argv[1:])
     if rest:
         raise unknown("option", rest[0].partition("=")[0], parser._option_string_actions)
-    with blas_threads(getattr(arguments, "threads", 0)):
+    with threads(getattr(arguments, "threads", 0)):
         answer = COMMANDS[argv[0]][0](arguments)
     if arguments.json:
         print(json.dumps(answer.data, allow_nan=False))

@@ -415,7 +415,7 @@ def test_compiling_is_announced_unless_quiet(command, say, here, text, monkeypat
     def ready(*_, **__):
         raise MiniLLMError("enough")
 
-    monkeypatch.setattr(running.kernels, "must_compile", lambda: True)
+    monkeypatch.setattr(running.kernels, "must_compile", lambda *room: True)
     monkeypatch.setattr(running, "tqdm", ready)
     monkeypatch.setattr(workers, "tqdm", ready)
     argv = [*command, "--out", "new", *([] if command == ["demo"] else [*SIZE, "--text", text])]
@@ -424,7 +424,7 @@ def test_compiling_is_announced_unless_quiet(command, say, here, text, monkeypat
 
 
 def test_a_refusal_comes_before_the_compiling(refused, here, monkeypatch):
-    monkeypatch.setattr(running.kernels, "must_compile", lambda: True)
+    monkeypatch.setattr(running.kernels, "must_compile", lambda *room: True)
     refused("train", "--text", "missing", says="does not exist")
     refused("train", "--resume", "missing", says="there is no run missing")
 

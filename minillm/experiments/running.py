@@ -52,9 +52,9 @@ def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recip
     return run
 
 
-def announce_compiling(quiet: bool) -> None:
+def announce_compiling(quiet: bool, room: str = "") -> None:
     """Say why the first step takes so long, once all that can be wrong with the input has been found."""
-    if not quiet and kernels.must_compile():
+    if not quiet and kernels.must_compile(room):
         print("compiling kernels, once on this machine: about half a minute", file=sys.stderr)
 
 

@@ -6,10 +6,11 @@ from minillm.data.tokenizers import Tokenizer
 from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.options import check_range
 from minillm.experiments.run_folder import load_run
+from minillm.experiments.running import announce_compiling
 
 
 def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, temperature: float = 0.8, top_k: int = 0,
-           seed: int = 0, weights: str | None = None) -> dict:
+           seed: int = 0, weights: str | None = None, quiet: bool = True) -> dict:
     """{"prompt", "text"}: the prompt continued by `tokens` tokens; the text holds the prompt too.
 
     Without a prompt it begins with a line's end, or with the first token of a model that has never seen one. `weights`: float32,
@@ -27,6 +28,7 @@ def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, tempe
     ids = tokenizer.encode(prompt)
     if not len(ids):
         raise MiniLLMError("the prompt is empty: give at least one character, e.g. --prompt 'The '")
+    announce_compiling(quiet, "generation")
     continued = model.generate(ids, tokens, temperature, top_k, seed)
     return {"prompt": prompt, "text": tokenizer.decode(continued)}
 

@@ -33,9 +33,9 @@ def cache_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="minillm-kernels-"))
 
 
-def must_compile() -> bool:
-    """Whether kernels will be compiled when they are first called, which takes half a minute once."""
-    return enabled() and not any(cache_folder().rglob("*.nbi"))
+def must_compile(room: str = "") -> bool:
+    """Whether kernels, or those of one module, will be compiled when they are first called, which takes half a minute once."""
+    return enabled() and not any(cache_folder().rglob(f"{room}*.nbi"))
 
 
 @functools.cache

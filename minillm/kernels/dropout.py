@@ -12,8 +12,10 @@ def _dropout(task, x, y, each, first_kept, stays, low_key, high_key):
     start = task * each
     x, y = x[start:start + each], y[start:start + each]
     for i in range(x.size):
-        kept = random_bits(start + i, low_key, high_key) >= first_kept
-        store(y, i, load(x, i) / stays if kept else np.float32(0))
+        value = load(x, i) / stays
+        if random_bits(start + i, low_key, high_key) < first_kept:
+            value = np.float32(0)
+        store(y, i, value)
 
 
 @njit(**POOL)

@@ -117,7 +117,7 @@ class Trainer:
 
     def run(self) -> Iterator[dict]:
         """The record of each attempt, as it is made; stops at the last, or where the run diverges."""
-        with freed_memory_kept():                # a step of the small model: 2,800 page faults less, 11 of 110 ms
+        with freed_memory_kept():                # a step of 0.8 M parameters: 2,800 page faults less
             while self.step < self.schedule.steps and self.diverged_at is None:
                 yield self.advance()
 
