@@ -1,5 +1,6 @@
 """A whole training step of two models under three recipes, next to PyTorch eager: time, bytes held for backward, peak memory."""
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from minillm import kernels
+from minillm.backend import freed_memory_kept
 from minillm.bench import peers, torch_gpt
+from minillm.bench.by_hand import ByHand
 from minillm.bench.measure import Call, interleaved, rows
 from minillm.errors import MiniLLMError
 from minillm.models.gpt import GPT, GPTShape
@@ -21,6 +25,7 @@ from minillm.training.trainer import Objective, training_step
 
 MODELS = {"A": (GPTShape(65, 4, 4, 128, 64, bias=True), 12), "B": (GPTShape(65, 4, 4, 256, 256, bias=True), 8)}     # 0.81 M, 3.2 M
 RECIPES = ("float32", "float16-mixed", "bfloat16-mixed")
+BY_HAND = {"float32": np.float32, "float16-mixed": np.float16}       # the same kernels, called without autograd
 PEERS = {"torch-float32": "", "torch-autocast-float16": "float16", "torch-autocast-bfloat16": "bfloat16"}
 
 
@@ -54,16 +59,24 @@ class Stepper:
 
 
 def compared(recipe: str) -> tuple[str, ...]:
-    """With whom a recipe is compared: PyTorch's float32; one of 16 bits also with PyTorch's of 16 bits, and with our float32."""
-    return ("torch-float32",) if recipe == "float32" else (*PEERS, "ours-float32")
+    """With whom a recipe is compared: PyTorch's float32; one of 16 bits also with PyTorch's of 16 bits, and with our float32.
+
+    And, where there is one, with the same step by hand.
+    """
+    others = ("torch-float32",) if recipe == "float32" else (*PEERS, "ours-float32")
+    return (*others, f"by-hand-{recipe}") if recipe in BY_HAND else others
 
 
 def one_model(name: str, shape: GPTShape, batch: int, threads: int, seconds: float, resident: bool) -> list[dict]:
     """All recipes and all peers on one model, in one interleaved run."""
     steppers = {recipe: Stepper(shape, batch, recipe) for recipe in RECIPES}
     calls = {recipe: Call(stepper) for recipe, stepper in steppers.items()}
+    data = batch_of(shape, batch)
+    if kernels.enabled():
+        hands = {recipe: ByHand(steppers[recipe].model, low) for recipe, low in BY_HAND.items()}
+        calls |= {f"by-hand-{recipe}": Call(functools.partial(hand, *data, lr=1e-4)) for recipe, hand in hands.items()}
     if (torch := peers.torch()) is not None:
-        model, data = steppers["float32"].model, batch_of(shape, batch)
+        model = steppers["float32"].model
         calls |= {peer: Call(torch_gpt.training_step(torch, model, *data, autocast), "torch") for peer, autocast in PEERS.items()}
     taken = dict(zip(calls, interleaved(list(calls.values()), seconds, least=3), strict=True))
     taken["ours-float32"] = taken["float32"]
@@ -79,7 +92,7 @@ def one_model(name: str, shape: GPTShape, batch: int, threads: int, seconds: flo
 def step(threads: int, quiet: bool = False, models: dict = MODELS, seconds: float = 40.0, resident: bool = True) -> list[dict]:
     """Rows for every model and recipe: shape (B,T), about `seconds` for a model; with `resident`, peak memory is measured too."""
     found = []
-    with peers.all_on(threads):
+    with peers.all_on(threads), freed_memory_kept():             # as a training run keeps it
         for name, (shape, batch) in tqdm(models.items(), "step", disable=quiet, leave=False):
             found += one_model(name, shape, batch, threads, seconds, resident)
     return found

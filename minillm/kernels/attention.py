@@ -5,6 +5,17 @@ Forward keeps the running largest score and sum of Milakov and Gimelshein 2018 (
 one block of queries and the cotangents of these weights, for all keys, because a row's mean must be known before the first
 cotangent of a score is; so scratch grows with T, not with its square. Blocks above the diagonal are skipped.
 
+Two cores of a Cascade Lake at 2.5 GHz, November 2026, two threads, median ms of interleaved calls; PyTorch is 2.13's fused
+scaled_dot_product_attention on contiguous heads:
+
+     B     T   H   D    forward  PyTorch    with backward  PyTorch    float16: forward, with backward
+    12    64   4  32      0.30     0.61          0.95         2.0              0.29     0.86
+     8   256   4  64      3.1      5.9          14.0         20.4              2.8     10.1
+     2  1024   4  64     10.2     15.0          36.4         52.5              9.9     35.6
+
+105 GFLOP/s at best. Each product alone is as fast as a tile of the machine can be, 140 on one core in a quiet moment and 76 in
+another; one core alone needs 1.4 to 1.8 times as long as two. An exponential costs 0.4 ns.
+
 NaN: a key reaches only the queries that see it. A NaN or infinity in a value reaches up to ROWS - 1 earlier queries, those of its
 tile, as 0 x NaN, and one in a query or its cotangent as many later keys; in the rule it reaches every row of its head.
 """
