@@ -489,7 +489,7 @@ def test_train_evaluate_and_sample_say_one_json_object_and_nothing_else(say, her
     assert (code, err, metrics.keys()) == (0, "", {"val_loss", "perplexity", "bits_per_character", "tokens"})
     assert metrics["val_loss"] == trained["val_loss"]
     assert metrics["tokens"] == (len(Path(text).read_text()) - len(Path(text).read_text()) * 9 // 10 - 1) // 16 * 16
-    code, out, err = say("sample", "run", "--prompt", "the ", "--tokens", "9", "--json")
+    code, out, err = say("sample", "run", "--prompt", "the ", "--tokens", "9", "--json", "--quiet")
     told = json.loads(out)
     assert (code, err, told.keys(), told["prompt"]) == (0, "", {"prompt", "text"}, "the ")
     assert (told["text"][:4], len(told["text"])) == ("the ", 4 + 9)
