@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_kernels import EXP, SUBNORMAL, TINY, bits, g, laid_out
 
 from minillm import kernels as room
 from minillm.autograd.context import Context
@@ -17,32 +18,11 @@ from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT22_E8M13, FLOAT32, FORMATS, TF32
 from minillm.optim import AdamW, global_norm
 from minillm.rounding import round_to, to_grid, widen
-from minillm.testing import gamma
 
-TINY, SUBNORMAL = FLOAT32.tiny, FLOAT32.smallest_subnormal
-EXP = gamma(3, FLOAT32)                          # kernels.scalars.exp promises a relative error below 1e-7, less than two roundings
 LENGTHS = st.sampled_from([1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 97, 103])
 MINE = ("cross_entropy", "embedding", "dropout")
 
 pytestmark = pytest.mark.usefixtures("kernels_on")
-
-
-def g(K):
-    return gamma(K, FLOAT32)
-
-
-def bits(x):
-    return np.ascontiguousarray(x).tobytes()
-
-
-def laid_out(data, x):
-    """The same values in another layout: contiguous, every other of a larger array, turned, or backwards."""
-    how = data.draw(st.sampled_from(["plain", "strided", "fortran", "backwards"]))
-    if how == "strided":
-        return np.repeat(x, 2, -1)[..., ::2]
-    if how == "fortran":
-        return np.asfortranarray(x)
-    return np.ascontiguousarray(x[..., ::-1])[..., ::-1] if how == "backwards" else x
 
 
 def rows(data, N, V, dtype):
