@@ -1,4 +1,5 @@
 """`minillm bench`: the shape of its rows, the order in which calls are timed, and what it says. No test depends on a timing."""
+import functools
 import json
 import sys
 import types
@@ -8,7 +9,8 @@ import pytest
 
 from minillm import cli, kernels
 from minillm.bench import cast as cast_bench
-from minillm.bench import generate, machine, matmul, measure, peers, roofline, rowwise, step, torch_gpt
+from minillm.bench import generate, machine, matmul, measure, peers, roofline, rowwise, scaling, side_by_side, step, torch_gpt
+from minillm.bench import worker as bench_worker
 from minillm.bench.measure import Call, interleaved
 from minillm.errors import MiniLLMError
 from minillm.experiments import bench, bench_tables
@@ -21,22 +23,42 @@ SMALL = {
     "cast": lambda threads, quiet: cast_bench.cast(threads, quiet, count=64, size=8, seconds=0),
     "matmul": lambda threads, quiet: matmul.matmul(threads, quiet, sizes=(4, 9), seconds=0),
     "rowwise": lambda threads, quiet: rowwise.rowwise(threads, quiet, TINY_ROWS, seconds=0),
-    "generate": lambda threads, quiet: generate.generate(GPTShape(11, 1, 2, 8, 9), 4, 0, threads, quiet)["rows"],
+    "generate": lambda threads, quiet: generate.generate(threads, quiet, GPTShape(11, 1, 2, 8, 9), 4, 0),
     "step": lambda threads, quiet: step.step(threads, quiet, TINY_MODELS, seconds=0, resident=False),
 }
 TINY_ROWS = {name: ((1, 5, 2, 3) if name == "attention" else (3, 7),) for name in rowwise.SHAPES}
 TINY_MODELS = {"A": (GPTShape(11, 1, 2, 8, 5, bias=True), 2), "B": (GPTShape(11, 2, 2, 8, 5, bias=True), 3)}
 
 
+class Here:
+    """A process that is none: what stands at the other end of the pipe, in this one, through the same lines of JSON."""
+
+    def __init__(self, pool):
+        self.pool, self.worker = pool, bench_worker.Worker(pool)
+
+    def ask(self, **request):
+        answer = json.loads(json.dumps(self.worker.answer(json.loads(json.dumps(request)))))
+        assert "error" not in answer, answer
+        return answer
+
+    def close(self):
+        self.worker.calls = {}
+
+
 @pytest.fixture
 def small(monkeypatch):
-    """All measurements with few numbers and without waiting."""
+    """All measurements with few numbers, without waiting, in this process."""
     for name, measured in SMALL.items():
         monkeypatch.setitem(bench.BENCHES, name, measured)
-    monkeypatch.setattr(measure, "SPIN", dict.fromkeys(measure.SPIN, 0.0))
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "WAKING", 0.0)
+    for name in ("SHORTEST", "WAKING"):
+        monkeypatch.setattr(measure, name, 0.0)
+    monkeypatch.setattr(side_by_side, "Process", Here)
+    monkeypatch.setattr(bench_worker, "rest", lambda: None)
     monkeypatch.setattr(roofline, "peaks", lambda threads: {"float32": 1e9})
+    monkeypatch.setattr(bench, "scaling", functools.partial(scaling.scaling, channels=(4, 8), seconds=0))
+    yield
+    for pool in filter(peers.installed, ("numpy", "torch", "ours")):
+        peers.set_threads(pool, peers.most_threads())
 
 
 @pytest.fixture
@@ -58,54 +80,109 @@ def no_torch(monkeypatch):
 
 def test_calls_are_taken_in_turn_and_the_first_run_of_each_is_not_counted(monkeypatch):
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "WAKING", 0.0)
     order = []
     calls = [Call(lambda name=name: order.append(name)) for name in "abc"]
     assert len(interleaved(calls, seconds=0, least=4)) == 3
     assert "".join(order) == "aabbcc" + "abc" * 4
 
 
-def clock(monkeypatch, seconds):
-    """A call that takes as long as the list says, by a clock of its own, and what time.sleep was asked for."""
-    now, slept = [0.0], []
-    fake = types.SimpleNamespace(perf_counter=lambda: now[0], sleep=slept.append)
-    monkeypatch.setattr(measure, "time", fake)
-    left = iter(seconds)
+def clock(monkeypatch, seconds, pool="ours"):
+    """A call that takes as long as the list says, by a clock of its own."""
+    now, left = [0.0], iter(seconds)
+    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
     def run():
         now[0] += next(left)
-    return run, slept
+    return Call(run, pool)
 
 
 def test_the_median_is_of_the_runs_after_the_warm_up(monkeypatch):
-    run, _ = clock(monkeypatch, [90, 1, 7, 2, 3])
-    assert interleaved([Call(run)], seconds=0, least=3) == [3]
+    assert interleaved([clock(monkeypatch, [90, 1, 7, 2, 3])], seconds=0, least=3) == [3]
 
 
 def test_a_short_call_is_repeated_inside_one_timing(monkeypatch):
-    run, _ = clock(monkeypatch, [1.0] + [0.00048] * 100)
-    assert measure.first_runs(Call(run)).count == 5                            # until 2 ms are over
+    call = clock(monkeypatch, [1.0] + [0.0024] * 100)
+    assert measure.first_runs(call).count == 5                                 # until 10 ms are over
 
 
-def test_a_peer_that_takes_very_long_runs_once(monkeypatch):
-    run, _ = clock(monkeypatch, [6.0])
-    assert interleaved([Call(run, "torch")], seconds=0) == [6.0]
-    run, _ = clock(monkeypatch, [6.0] + [0.1] * 9)                              # ours has compiled
-    assert interleaved([Call(run)], seconds=0) == [pytest.approx(0.1)]
+def test_a_brief_call_runs_until_its_threads_are_awake_whoever_it_is(monkeypatch):
+    for pool in ("ours", "numpy"):
+        call = clock(monkeypatch, [0.002] * 8 + [0.001] * 100, pool)           # 16 ms: at least 15
+        measure.Series(call, 0.001, times := []).again()
+        assert times == [pytest.approx(0.001)]
+    call = clock(monkeypatch, [1.0] * 9)
+    measure.Series(call, 1.0, times := []).again()                             # a long one does not need it
+    assert measure.time.perf_counter() == 1.0
+
+
+def test_a_peer_that_takes_very_long_runs_once_and_the_table_says_so(monkeypatch):
+    assert interleaved([clock(monkeypatch, [6.0], "torch")], seconds=0) == [6.0]
+    assert interleaved([clock(monkeypatch, [6.0] + [0.1] * 99)], seconds=0) == [pytest.approx(0.1)]           # ours has compiled
+    rows = [{"bench": "step"} | row for row in measure.rows("A", (1,), 1, 0.5, {"a": 6.0, "b": 4.0}, 1, "tokens/s")]
+    assert bench_tables.lines_of(rows)[0][-1] == "12 a (one call), 8 b"
+
+
+def test_a_slow_peer_runs_as_often_as_it_must(monkeypatch):
+    call = clock(monkeypatch, [2.0] * 5, "torch")                              # two that warm it up, and three
+    assert interleaved([call], seconds=1000, least=3, most=50) == [2.0]
+
+
+# --- a process for each pool
+
+@pytest.mark.parametrize("pool", ["ours", "numpy", "torch"])
+def test_a_process_times_the_calls_of_its_pool(pool):
+    if not peers.installed(pool):
+        pytest.skip("PyTorch is not installed")
+    with side_by_side.started(pool) as processes:
+        calls = side_by_side.calls(processes, "rowwise" if pool == "torch" else "cast", 1,
+                                   **({"name": "gelu", "shape": [3, 4]} if pool == "torch" else
+                                      {"data": "Gaussian", "count": 5, "format": "float16"}))
+        assert list(calls) == {"ours": ["ours"], "numpy": ["numpy-float16"], "torch": ["torch-forward", "torch-backward"]}[pool]
+        assert all(call.pool == pool and 0 < call.seconds(3, 0.001) < 60 for call in calls.values())
+    assert all(process.process.returncode for process in processes)
+
+
+def test_a_process_that_fails_is_one_clear_line():
+    with side_by_side.started("numpy") as (process,):
+        with pytest.raises(MiniLLMError, match=r"^the process that times numpy failed: KeyError: 'nonsense'$"):
+            process.ask(case="nonsense", threads=1, given={})
+        process.process.kill()
+        process.process.wait()
+        for _ in range(2):
+            with pytest.raises(MiniLLMError, match=r"^the process that times numpy failed: it ended with -9$"):
+                process.ask(case="cast", threads=1, given={})
+
+
+def test_no_process_outlives_an_interrupt():
+    begun = []
+
+    def interrupted():
+        with side_by_side.started("numpy", "numpy") as processes:
+            begun.extend(processes)
+            print(json.dumps({"case": "matmul", "threads": 1, "given": {"n": 4096}}), file=begun[0].process.stdin, flush=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [process.process.returncode for process in begun] == [-9, -9]
+
+
+def test_a_process_ends_with_its_parent():
+    with side_by_side.started("numpy") as (process,):
+        process.process.stdin.close()                                          # as the system does for a parent that was killed
+        assert process.process.wait(60) == 0
 
 
 def test_threads_that_wait_in_a_loop_are_left_to_fall_asleep(monkeypatch):
-    run, slept = clock(monkeypatch, [1.0] * 30)
-    interleaved([Call(run, "numba"), Call(run, "blas")], seconds=0, least=2)
-    assert [s for s in slept if s] == [measure.SPIN[pool] for pool in ("numba", "blas", "numba", "blas", "numba")][:len(slept)]
-    assert measure.pause(Call(run, "blas"), Call(run, "blas")) == 0
-
-
-def test_a_brief_call_runs_until_its_threads_are_awake(monkeypatch):
-    run, _ = clock(monkeypatch, [0.004] * 100)
-    measure.wake(measure.Series(Call(run), 1, 0.004, []))
-    assert measure.time.perf_counter() == pytest.approx(0.016)                 # at least 15 ms
-    measure.wake(measure.Series(Call(run), 1, 1.0, []))                        # a long one does not need it
-    assert measure.time.perf_counter() == pytest.approx(0.016)
+    times = iter([0.0, 0.004, 0.004, 0.008, 0.008, 0.008])                     # of this process's threads, all together
+    slept = []
+    fake = types.SimpleNamespace(perf_counter=lambda: 0.0, process_time=lambda: next(times), sleep=slept.append)
+    monkeypatch.setattr(bench_worker, "time", fake)
+    bench_worker.rest()
+    assert len(slept) == 3
+    bench_worker.rest(at_most=0.0)                                                   # some never sleep
+    assert len(slept) == 3
 
 
 def test_a_row_for_each_peer_with_the_ratio_of_times():
@@ -164,8 +241,7 @@ def test_numpys_float16_product_is_timed_only_where_it_takes_a_second(small, mon
 def test_all_products_that_are_timed_are_the_same_product(way, monkeypatch):
     monkeypatch.setenv("MINILLM_KERNELS", way)
     given = matmul.operands(24)
-    others = {name: np.asarray(call.run(), np.float64) for name, call in matmul.peers_of(given).items()
-              if not name.startswith("torch")}
+    others = {name: run().astype(np.float64) for name, run in matmul.calls("numpy", 24).items()}
     for name, product in matmul.ours().items():
         a, b = (x.astype(np.float64) for x in given[name])
         assert abs(product(*given[name]) - a @ b).max() <= 1e-5 * (abs(a) @ abs(b)).max()
@@ -222,6 +298,19 @@ def test_a_step_in_float16_holds_about_half_of_the_bytes():
     shape, batch = TINY_MODELS["A"]
     whole, half = (step.Stepper(shape, batch, recipe).held() for recipe in ("float32", "float16-mixed"))
     assert 0.4 < half / whole < 0.75                                           # float32: row statistics, and rows are short here
+
+
+def test_the_growth_of_a_step_is_fitted_to_its_points(small, say):
+    assert scaling.exponent([1, 10, 100], [2, 2 * 10**0.9, 2 * 100**0.9]) == pytest.approx(0.9)
+    sizes = [scaling.point(C) for C in (64, 256)]
+    work = [p["tokens"] * p["parameters"] for p in sizes]
+    assert 60 < work[1] / work[0] < 66
+    _, out, _ = say("bench", "step", "--json", "--quiet", "--threads", "1")
+    found = json.loads(out)["scaling"]
+    assert [f["recipe"] for f in found] == ["float32", "float16-mixed"]
+    assert all(p["ms"] > 0 for f in found for p in f["points"])
+    work, ms = ([p[a] * p.get(b, 1) for p in found[0]["points"]] for a, b in (("tokens", "parameters"), ("ms", "")))
+    assert found[0]["exponent"] == pytest.approx(scaling.exponent(work, ms))
 
 
 def test_the_peer_trains_the_same_model():
@@ -295,15 +384,18 @@ def test_without_ml_dtypes_the_bench_says_so(small, say, monkeypatch):
 
 # --- threads, machine, figure, README
 
-def test_all_pools_have_the_threads_that_were_asked_for():
+def test_a_pool_has_the_threads_that_were_asked_for(small):
     count = peers.most_threads()
-    before = peers.openblas().get("num_threads")
     for wanted in {1, count}:
-        with peers.all_on(wanted):
-            assert peers.openblas().get("num_threads", wanted) == wanted
-            assert not kernels.enabled() or kernels.load("pool").threads() == wanted
-            assert peers.torch() is None or peers.torch().get_num_threads() == wanted
-    assert peers.openblas().get("num_threads") == before
+        for pool in filter(peers.installed, ("ours", "numpy", "torch")):
+            peers.set_threads(pool, wanted)
+        assert peers.openblas().get("num_threads", wanted) == wanted
+        assert not kernels.enabled() or kernels.load("pool").threads() == wanted
+        assert peers.torch() is None or peers.torch().get_num_threads() == wanted
+    if kernels.enabled():
+        with peers.ours_on(1):
+            assert kernels.load("pool").threads() == 1
+        assert kernels.load("pool").threads() == wanted
     with pytest.raises(MiniLLMError, match=f"--threads is {count + 1}: this machine can be measured with 1 to {count}"):
         peers.check_threads(count + 1)
 
@@ -378,9 +470,9 @@ def test_the_figures_of_speed_are_drawn_from_any_number_of_records(points, tmp_p
 
 
 def test_the_table_has_one_line_for_all_peers_of_a_measurement():
-    rows = measure.rows("int8", (2, 3, 4), 2, 0.25, {"a": 0.5, "b": 100}, 3e9, "Gop/s", 3_000_000)
+    rows = measure.rows("int8", (2, 3, 4), 2, 0.0125, {"a": 0.025, "b": 4}, 3e9, "Gop/s", 3_000_000)
     rows = [{"bench": "matmul"} | row for row in rows]
-    assert bench_tables.lines_of(rows) == [["int8", "2 x 3 x 4", "2", "250", "12 Gop/s", "3", "2 a, 400 b"]]
+    assert bench_tables.lines_of(rows) == [["int8", "2 x 3 x 4", "2", "12.5", "240 Gop/s", "3", "2 a, 320 b"]]
     assert [bench_tables.digits(v) for v in (1234.5, 99.95, 1.234, 0.01234, 1e-5)] == ["1,234", "100", "1.23", "0.0123", "0.000010"]
 
 

@@ -13,12 +13,12 @@ from tiny_gpt import SHAPE, batch, make, recipe_of
 from minillm import kernels as room
 from minillm.autograd.tensor import Tensor, apply
 from minillm.autograd.watching import watch
-from minillm.bench.generate import generate as bench_generate
+from minillm.bench import torch_gpt
 from minillm.conversion.int8_model import WEIGHTS, in_weights, weight_bytes
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.models.decoding import Decoder
-from minillm.models.gpt import GPT, GPTShape
+from minillm.models.gpt import GPT
 from minillm.nn.attention import KeyValueCache
 from minillm.nn.int8 import HIGHEST, Int8Embedding, Int8Linear, codes_of, int8_product
 from minillm.rounding import round_to, widen
@@ -364,20 +364,8 @@ def test_what_cannot_be_converted_or_trained_is_refused():
 
 # --- the bench
 
-def test_the_bench_has_a_row_for_each_peer():
-    result = bench_generate(GPTShape(19, 1, 2, 32, 16), tokens=8, seconds=0.01, quiet=True)
-    keys = {"name", "shape", "threads", "ms", "rate", "unit", "bytes", "peer", "peer_ms", "ratio"}
-    assert all(row.keys() == keys and row["ms"] > 0 for row in result["rows"])
-    peers = {(row["name"], row["peer"]) for row in result["rows"]}
-    assert {("float16", "ours-float32"), ("int8", "ours-float32")} <= peers
-    assert {name for name, _ in peers} == set(WEIGHTS)
-    for row in result["rows"]:
-        assert row["peer"] is None or row["ratio"] == pytest.approx(row["peer_ms"] / row["ms"])
-
-
 def test_pytorch_generates_the_same_text():
     torch = pytest.importorskip("torch")
-    from minillm.bench.generate import torch_generate, torch_gpt
     model = livelier(make(bias=False))
     ours = model.generate([0], 12, temperature=0).tolist()
-    assert torch_generate(torch, torch_gpt(torch, model), model.shape, 12) == ours
+    assert torch_gpt.generate(torch, torch_gpt.torch_gpt(torch, model), model.shape, 12) == ours

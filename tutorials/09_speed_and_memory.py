@@ -27,8 +27,8 @@ import numpy as np
 
 from minillm import FLOAT16, kernels, round_to
 from minillm.autograd.kernels import KERNELS
-from minillm.bench import machine, peers
-from minillm.bench.matmul import operands, ours
+from minillm.bench import machine, peers, side_by_side
+from minillm.bench.matmul import one_size, operands, ours
 from minillm.bench.measure import Call, interleaved
 from minillm.bench.roofline import bandwidth, peaks
 from minillm.bench.step import Stepper
@@ -117,9 +117,9 @@ for name, multiply in rungs.items():
     assert (multiply(a, b) == reference).all(), name
 assert abs(reference - exact).max() < N * 2.0**-24 * (abs(a) @ abs(b)).max()
 
-with peers.all_on(1):
-    calls = [*(Call(lambda f=f: f(a, b)) for f in rungs.values()), Call(lambda: a @ b, "blas")]
-    taken = interleaved(calls, 2 * SECONDS, least=3)
+with peers.ours_on(1), side_by_side.started("numpy") as processes:     # two pools of threads in one process spoil each other
+    blas = side_by_side.calls(processes, "matmul", 1, n=N)["openblas-float32"]
+    taken = interleaved([*(Call(lambda f=f: f(a, b)) for f in rungs.values()), blas], 2 * SECONDS, least=3)
 speeds = {name: 2 * N**3 / s for name, s in zip([*rungs, "OpenBLAS"], taken, strict=True)}
 print(table(["rung", "10^9/s", "of the peak"],
             [[name, f"{v / 1e9:.1f}", f"{v / one_core['float32']:.1%}"] for name, v in speeds.items()]))
@@ -180,15 +180,8 @@ assert 131_071 * 128 * 128 < 2**31 <= 131_072 * 128 * 128             # the long
 
 # %%
 SIZES = (64, 128, 256) if QUICK else (64, 128, 256, 512, 1024)
-found = []
-for n in SIZES:
-    given = operands(n)
-    calls = {name: Call(lambda f=f, pair=given[name]: f(*pair)) for name, f in ours().items()}
-    blas = Call(lambda pair=given["float32"]: pair[0] @ pair[1], "blas")
-    with peers.all_on(THREADS):
-        *taken, others = interleaved([*calls.values(), blas], SECONDS, least=3)
-    found += [{"name": name, "shape": [n] * 3, "rate": 2 * n**3 / s / 1e9, "peer": "openblas-float32", "ratio": others / s}
-              for name, s in zip(calls, taken, strict=True)]
+with side_by_side.started("ours", "numpy") as processes:
+    found = [row for n in SIZES for row in one_size(processes, n, THREADS, SECONDS) if row["peer"] == "openblas-float32"]
 print(table(["n", "type", "10^9/s", "times as fast as OpenBLAS float32"],
             [[row["shape"][0], row["name"], f"{row['rate']:.0f}", f"{row['ratio']:.2f}"] for row in found], left=2))
 print(rates(found, all_cores, "figures/09-products.png"))
@@ -214,7 +207,7 @@ ROWS, C = (2048, 512) if QUICK else (8192, 2048)
 x = np.random.default_rng(0).standard_normal((ROWS, C), np.float32)    # (rows, C) f32
 ones, zeros = np.ones(C, np.float32), np.zeros(C, np.float32)
 gelu, norm = KERNELS["gelu"].forward, KERNELS["layer_norm"].forward
-with peers.all_on(THREADS):
+with peers.ours_on(THREADS):
     taken = interleaved([Call(lambda: gelu(x, out=np.float32)), Call(lambda: norm(x, ones, zeros, eps=1e-5, out=np.float32))],
                         SECONDS, least=3)
 points = [{"name": name, "type": "float32", "intensity": work / 8, "rate": work * x.size / s}
@@ -235,7 +228,7 @@ assert all(p["intensity"] > 10 for p in points[2:])
 # %%
 narrow = x.astype(np.float16)
 small, small_narrow = x[:64], narrow[:64]
-with peers.all_on(THREADS):
+with peers.ours_on(THREADS):
     calls = [Call(lambda v=v, t=t: gelu(v, out=t)) for v, t in
              ((x, np.float32), (narrow, np.float16), (small, np.float32), (small_narrow, np.float16))]
     taken = interleaved(calls, SECONDS, least=3)
@@ -288,7 +281,7 @@ assert held["float32"]["bytes"]["activations"] > held["float32"]["bytes"]["weigh
 # And the time of a step, forward, backward and update:
 
 # %%
-with peers.all_on(THREADS):
+with peers.ours_on(THREADS):
     taken = interleaved([Call(s) for s in steps.values()], 2 * SECONDS, least=3)
 print(table(["recipe", "ms a step", "of float32's"],
             [[name, f"{s * 1e3:.1f}", f"{s / taken[0]:.2f}"] for name, s in zip(steps, taken, strict=True)]))

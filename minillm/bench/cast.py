@@ -1,13 +1,17 @@
 """How long rounding takes: round_to for every format, and products that round after every addition, next to NumPy and ml_dtypes."""
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from tqdm import tqdm
 
 from minillm.bench import peers
-from minillm.bench.measure import Call, interleaved, rows
+from minillm.bench.measure import rows
+from minillm.bench.side_by_side import Process, started, times
 from minillm.formats import FLOAT16, FLOAT32, FORMATS, Format
 from minillm.precision.accumulation import matmul
 from minillm.rounding import round_to
 
+DATA = ("Gaussian", "float16 subnormals")
 ACCUMULATORS = ("float16", "float16/chunked_64", "float16/toward_zero", "bfloat16", "float8_e4m3", "bfloat16/kahan")
 ML_DTYPES = {                        # their names of formats
     "bfloat16": "bfloat16", "float8_e4m3": "float8_e4m3fn", "float8_e5m2": "float8_e5m2", "float6_e3m2": "float6_e3m2fn",
@@ -20,8 +24,8 @@ ML_DTYPES = {                        # their names of formats
 def inputs(count: int) -> dict[str, np.ndarray]:
     """The numbers that are rounded, (count,) float32: standard normal, and all below float16's smallest normal value."""
     rng = np.random.default_rng(0)
-    return {"Gaussian": rng.standard_normal(count, np.float32),
-            "float16 subnormals": (rng.random(count, np.float32) - np.float32(0.5)) * np.float32(2 * FLOAT16.tiny)}
+    return dict(zip(DATA, (rng.standard_normal(count, np.float32),
+                           (rng.random(count, np.float32) - np.float32(0.5)) * np.float32(2 * FLOAT16.tiny)), strict=True))
 
 
 def peer_of(format: Format) -> tuple[str, type] | None:
@@ -32,21 +36,33 @@ def peer_of(format: Format) -> tuple[str, type] | None:
     return ("ml_dtypes", found) if found else None
 
 
-def one_cast(data: str, x: np.ndarray, format: Format, threads: int, seconds: float) -> list[dict]:
-    """The row of one format on one array; the rate counts values."""
+def calls(pool: str, data: str, count: int, format: str) -> dict[str, Callable]:
+    """Rounding `count` numbers of one kind into one format: "ours", or the peer's."""
+    x, format = inputs(count)[data], FORMATS[format]
+    if pool == "ours":
+        return {"ours": lambda: round_to(x, format)}
     peer = peer_of(format)
-    calls = [Call(lambda: round_to(x, format))] + ([Call(lambda: x.astype(peer[1]), "")] if peer else [])
-    ours, *theirs = interleaved(calls, seconds)
-    against = {peer[0]: theirs[0]} if peer else {}
-    return rows(format.name, x.shape, threads, ours, against, x.size, "Gvalues/s", x.nbytes + format.nbytes(x.size), data=data)
+    return {peer[0]: lambda: x.astype(peer[1])} if peer else {}
 
 
-def one_product(accumulator: str, size: int, threads: int, seconds: float) -> list[dict]:
-    """The row of one accumulator. NumPy's float16 product has none to choose: it is float32."""
+def product_calls(pool: str, accumulator: str, size: int) -> dict[str, Callable]:
+    """A product of float16 matrices in one accumulator; NumPy's has none to choose: it is float32."""
     a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32).astype(np.float16)          # (M,K), (K,N) f16
-    ours, peer = interleaved([Call(lambda: matmul(a, b, accumulator)), Call(lambda: a @ b, "")], seconds, least=3)
-    return rows(f"matmul {accumulator}", (size,) * 3, threads, ours, {"numpy-float16": peer}, 2 * size**3, "GFLOP/s",
-                2 * a.nbytes + 4 * a.size, data="Gaussian")
+    return {"ours": lambda: matmul(a, b, accumulator)} if pool == "ours" else {"numpy-float16": lambda: a @ b}
+
+
+def one_cast(processes: Sequence[Process], data: str, count: int, format: Format, threads: int, seconds: float) -> list[dict]:
+    """The row of one format on one kind of numbers; the rate counts values."""
+    against = times(processes, "cast", threads, seconds, data=data, count=count, format=format.name)
+    bytes = 4 * count + format.nbytes(count)
+    return rows(format.name, (count,), threads, against.pop("ours"), against, count, "Gvalues/s", bytes, data=data)
+
+
+def one_product(processes: Sequence[Process], accumulator: str, size: int, threads: int, seconds: float) -> list[dict]:
+    """The row of one accumulator."""
+    against = times(processes, "accumulator", threads, seconds, least=3, accumulator=accumulator, size=size)
+    return rows(f"matmul {accumulator}", (size,) * 3, threads, against.pop("ours"), against, 2 * size**3, "GFLOP/s", 8 * size**2,
+                data="Gaussian")
 
 
 def cast(threads: int, quiet: bool = False, count: int = 2**18, size: int = 256, seconds: float = 0.5) -> list[dict]:
@@ -54,11 +70,9 @@ def cast(threads: int, quiet: bool = False, count: int = 2**18, size: int = 256,
 
     Then of a product of two float16 matrices of size x size in some accumulators. About `seconds` a row.
     """
-    found, formats = [], [f for f in FORMATS.values() if f is not FLOAT32]
-    with np.errstate(all="ignore"), peers.all_on(threads):
-        for data, x in inputs(count).items():
-            for format in tqdm(formats, data, disable=quiet, leave=False):
-                found += one_cast(data, x, format, threads, seconds)
-        for name in tqdm(ACCUMULATORS, "products", disable=quiet, leave=False):
-            found += one_product(name, size, threads, seconds)
-    return found
+    jobs = [(data, format) for data in DATA for format in FORMATS.values() if format is not FLOAT32]
+    with started("ours", "numpy") as processes:
+        found = [row for data, format in tqdm(jobs, "cast", disable=quiet, leave=False)
+                 for row in one_cast(processes, data, count, format, threads, seconds)]
+        return found + [row for name in tqdm(ACCUMULATORS, "products", disable=quiet, leave=False)
+                        for row in one_product(processes, name, size, threads, seconds)]

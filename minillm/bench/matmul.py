@@ -1,12 +1,13 @@
 """Matrix products of square matrices in every type that has one, next to OpenBLAS, NumPy and PyTorch."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from minillm import kernels
 from minillm.bench import peers
-from minillm.bench.measure import Call, interleaved, rows
+from minillm.bench.measure import rows
+from minillm.bench.side_by_side import Process, started, times
 from minillm.formats import BFLOAT16
 from minillm.rounding import round_to, widen
 
@@ -34,22 +35,27 @@ def ours() -> dict[str, Callable]:
             "int8": lambda a, b: a.astype(np.int32) @ b.astype(np.int32)}
 
 
-def peers_of(given: dict) -> dict[str, Call]:
-    """The products of others on the same numbers, by name."""
-    a, b = given["float32"]
-    found = {"openblas-float32": Call(lambda: a @ b, "blas")}
-    if len(a) <= NUMPY_FLOAT16:
-        half = given["float16"]
-        found["numpy-float16"] = Call(lambda: half[0] @ half[1], "")
-    if (torch := peers.torch()) is None:
-        return found
-    for name in ("float16", "bfloat16"):
-        found[f"torch-{name}"] = torch_product(torch.mm, [torch.from_numpy(x).to(getattr(torch, name)) for x in given[name]])
-    return found | {"torch-int8": torch_product(torch._int_mm, [torch.from_numpy(x) for x in given["int8"]])}
+def calls(pool: str, n: int) -> dict[str, Callable]:
+    """The products of matrices (n,n) that one pool has: ours by type, the peers' by peer."""
+    given = operands(n)
+    if pool == "ours":
+        return {name: lambda f=f, pair=given[name]: f(*pair) for name, f in ours().items()}
+    return numpy_calls(given) if pool == "numpy" else torch_calls(peers.torch(), given)
 
 
-def torch_product(multiply: Callable, pair: list) -> Call:
-    return Call(lambda: multiply(*pair), "torch")
+def numpy_calls(given: dict) -> dict[str, Callable]:
+    (a, b), half = given["float32"], given["float16"]
+    slow = {"numpy-float16": lambda: half[0] @ half[1]} if len(a) <= NUMPY_FLOAT16 else {}
+    return {"openblas-float32": lambda: a @ b} | slow
+
+
+def torch_calls(torch, given: dict) -> dict[str, Callable]:
+    def product(multiply, pair):
+        return lambda: multiply(*pair)
+
+    found = {f"torch-{name}": product(torch.mm, [torch.from_numpy(x).to(getattr(torch, name)) for x in given[name]])
+             for name in ("float16", "bfloat16")}
+    return found | {"torch-int8": product(torch._int_mm, [torch.from_numpy(x) for x in given["int8"]])}
 
 
 def compared(name: str) -> tuple[str, ...]:
@@ -60,20 +66,16 @@ def compared(name: str) -> tuple[str, ...]:
 def matmul(threads: int, quiet: bool = False, sizes: tuple[int, ...] = SIZES, seconds: float = 8.0) -> list[dict]:
     """Rows for every type and size; about `seconds` are spent on each size. The rate counts additions and multiplications."""
     found = []
-    with peers.all_on(threads):
+    with started("ours", "numpy", "torch") as processes:
         for n in tqdm(sizes, "matmul", disable=quiet, leave=False):
-            found += one_size(n, threads, seconds)
+            found += one_size(processes, n, threads, seconds)
     return sorted(found, key=lambda row: NAMES.index(row["name"]))
 
 
-def one_size(n: int, threads: int, seconds: float) -> list[dict]:
-    """All types and all peers on matrices (n,n), in one interleaved run."""
-    given = operands(n)
-    others = peers_of(given)
-    calls = {name: Call(lambda f=f, pair=given[name]: f(*pair)) for name, f in ours().items()}
-    taken = dict(zip([*calls, *others], interleaved([*calls.values(), *others.values()], seconds), strict=True))
-    result = []
-    for name in calls:
+def one_size(processes: Sequence[Process], n: int, threads: int, seconds: float) -> list[dict]:
+    """All types and all peers on matrices (n,n), taken in turn."""
+    taken, given, result = times(processes, "matmul", threads, seconds, n=n), operands(n), []
+    for name in NAMES:
         against = {peer: taken[peer] for peer in compared(name) if peer in taken}
         touched = sum(x.nbytes for x in given[name]) + 4 * n * n              # the result is float32 or int32
         result += rows(name, (n, n, n), threads, taken[name], against, 2 * n**3, UNIT.get(name, "GFLOP/s"), touched)

@@ -1,90 +1,89 @@
 """How calls are timed side by side, and the row that comes of it.
 
 Timings of one machine wander by half from minute to minute, so calls that are compared are taken in turn and only the ratio of
-their medians counts.
+their medians counts. A pool of threads takes up to 8 ms to wake: before it is timed a brief call runs until that is over, whoever's
+it is, so that none of them is met hot and another cold.
 """
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-SPIN = {"blas": 0.12, "torch": 0.03, "numba": 0.03, "": 0.0}     # seconds for which a pool's idle threads keep the cores busy
-BRIEF = 0.1             # seconds: a shorter call would notice that threads take up to 8 ms to wake,
-WAKING = 0.015          # so after a pause it runs for so many seconds before it is timed
-SHORTEST = 0.002        # seconds that one timing lasts; a shorter call is repeated in it
-LONG = 5.0              # seconds: beside such a call of a peer, which compiles nothing, warming up is nothing: its first run counts
+WAKING = 0.015          # seconds for which a brief call runs before it is timed
+BRIEF = 0.2             # seconds: a longer call does not notice 8 ms
+SHORTEST = 0.01         # seconds that one timing lasts; a shorter call is repeated in it
+SLOW = 1.0              # seconds: a slower call of a peer is timed as often as it must be
+LONG = 5.0              # seconds: such a call of a peer is made once
+
+
+class Timed(Protocol):
+    """What can be timed: here, or in another process. `pool` is who is measured: "ours", or a peer's."""
+
+    pool: str
+
+    def seconds(self, count: int = 1, waking: float = 0.0) -> float:
+        """Of a run: the mean of `count`, after runs for `waking` seconds."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed, and the thread pool that it uses: "numba", "blas", "torch"; "" for none."""
+    """A call in this process. Two pools of threads in one process spoil each other: peers run elsewhere (side_by_side.py)."""
 
     run: Callable[[], Any]
-    pool: str = "numba"
+    pool: str = "ours"
+
+    def seconds(self, count: int = 1, waking: float = 0.0) -> float:
+        return seconds_of(self.run, count, waking)
 
 
-def seconds_of(call: Call, count: int = 1) -> float:
-    """The seconds that one of `count` runs took."""
+def seconds_of(run: Callable[[], Any], count: int = 1, waking: float = 0.0) -> float:
+    """The seconds that one of `count` runs took, after some that woke the threads."""
+    awake = time.perf_counter() + waking
+    while time.perf_counter() < awake:
+        run()
     start = time.perf_counter()
     for _ in range(count):
-        call.run()
+        run()
     return (time.perf_counter() - start) / count
-
-
-def interleaved(calls: Sequence[Call], seconds: float = 2.0, least: int = 5, most: int = 101) -> list[float]:
-    """The median seconds of each call, all of them taken in turn for about `seconds`, at least `least` and at most `most` times.
-
-    The first run of a call is not counted: it compiles. Where another pool was at work before, its threads are left to fall asleep.
-    """
-    before, all_series = calls[0], []
-    for call in calls:
-        time.sleep(pause(before, call))
-        all_series.append(first_runs(call))
-        before = call
-    end, again = time.perf_counter() + seconds, [series for series in all_series if not series.times]
-    for turn in range(most):
-        if turn >= least and time.perf_counter() > end:
-            break
-        for series in again:
-            if pause(before, series.call):
-                time.sleep(pause(before, series.call))
-                wake(series)
-            series.times.append(seconds_of(series.call, series.count))
-            before = series.call
-    return [statistics.median(series.times) for series in all_series]
-
-
-def pause(before: Call, call: Call) -> float:
-    """How long to wait before a call that needs other threads than the one before."""
-    return SPIN[before.pool] if before.pool != call.pool else 0.0
-
-
-def wake(series: "Series") -> None:
-    """Run a brief call until its threads are awake."""
-    end = time.perf_counter() + (WAKING if series.expected < BRIEF else 0)
-    while time.perf_counter() < end:
-        seconds_of(series.call, series.count)
 
 
 @dataclass
 class Series:
-    """The timings of one call: how often it runs in each, how long a run takes, and the seconds of a run so far."""
+    """The timings of one call: about how long a run takes, how many are in each timing, and the seconds of a run so far."""
 
-    call: Call
-    count: int
+    call: Timed
     expected: float
-    times: list[float]
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return max(1, math.ceil(SHORTEST / max(self.expected, 1e-7)))
+
+    def again(self) -> None:
+        self.times.append(self.call.seconds(self.count, WAKING if self.expected < BRIEF else 0.0))
 
 
-def first_runs(call: Call) -> Series:
+def first_runs(call: Timed) -> Series:
     """Compile and warm up; a peer's call that takes very long is thereby timed."""
-    first = seconds_of(call)
-    if first > LONG and call.pool != "numba":
-        return Series(call, 1, first, [first])
-    expected = seconds_of(call)
-    return Series(call, max(1, math.ceil(SHORTEST / max(expected, 1e-7))), expected, [])
+    first = call.seconds()
+    if first > LONG and call.pool != "ours":                 # ours has compiled
+        return Series(call, first, [first])
+    return Series(call, call.seconds())
+
+
+def interleaved(calls: Sequence[Timed], seconds: float = 2.0, least: int = 5, most: int = 101) -> list[float]:
+    """The median seconds of each call, all of them taken in turn for about `seconds`, at least `least` and at most `most` times."""
+    all_series = [first_runs(call) for call in calls]
+    end, open_ended = time.perf_counter() + seconds, [series for series in all_series if not series.times]
+    for turn in range(most):
+        if turn >= least and time.perf_counter() > end:
+            break
+        for series in open_ended:
+            if turn < least or series.expected < SLOW or series.call.pool == "ours":
+                series.again()
+    return [statistics.median(series.times) for series in all_series]
 
 
 def rows(name: str, shape: Sequence[int], threads: int, seconds: float, peers: Mapping[str, float], work: float, unit: str,

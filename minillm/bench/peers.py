@@ -1,5 +1,5 @@
 """Who is measured against: packages that may be missing, and the thread pools that they bring."""
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from types import ModuleType
@@ -51,16 +51,28 @@ def check_threads(count: int) -> int:
     return count
 
 
+def installed(pool: str) -> bool:
+    """Whether this pool can be timed here: "ours" and "numpy" always, "torch" where PyTorch is installed."""
+    return pool != "torch" or version("torch") is not None
+
+
+def set_threads(pool: str, count: int) -> None:
+    """Let a pool have `count` threads from now on: "ours" numba's, or without kernels OpenBLAS's, as "numpy"; "torch" PyTorch's."""
+    if pool == "torch":
+        torch().set_num_threads(count)
+    elif pool == "ours" and kernels.enabled():
+        kernels.load("pool").set_threads(count)
+    else:
+        threadpool_limits(count, "blas")
+
+
 @contextmanager
-def all_on(count: int):
-    """Inside, every pool has `count` threads: numba's, OpenBLAS's and, where it is loaded, PyTorch's. Then as before."""
-    with ExitStack() as undo:
-        undo.enter_context(threadpool_limits(count, "blas"))
-        if kernels.enabled():
-            pool = kernels.load("pool")
-            undo.callback(pool.set_threads, pool.threads())
-            pool.set_threads(count)
-        if (peer := torch()) is not None:
-            undo.callback(peer.set_num_threads, peer.get_num_threads())
-            peer.set_num_threads(count)
+def ours_on(count: int):
+    """Inside, our kernels have `count` threads; then as before."""
+    pool = kernels.load("pool")
+    before = pool.threads()
+    pool.set_threads(count)
+    try:
         yield
+    finally:
+        pool.set_threads(before)

@@ -11,7 +11,7 @@ def peaks(threads: int, seconds: float = 0.5, turns: int = 20_000) -> dict[str, 
     if not kernels.enabled():
         return {}
     room = kernels.load("roofline")
-    with peers.all_on(threads):
+    with peers.ours_on(threads):
         taken = interleaved([Call(lambda name=name: room.work(name, turns)) for name in room.LOOPS], seconds)
     return {name: room.work(name, 1) * turns / s for name, s in zip(room.LOOPS, taken, strict=True)}
 
@@ -21,6 +21,6 @@ def bandwidth(threads: int, seconds: float = 0.5, values: int = 2**24) -> float 
     if not kernels.enabled():
         return None
     x, y, out = (np.ones(values, np.float32) for _ in range(3))
-    with peers.all_on(threads):
+    with peers.ours_on(threads):
         [taken] = interleaved([Call(lambda: kernels.load("roofline").triad(x, y, out))], seconds)
     return 3 * x.nbytes / taken

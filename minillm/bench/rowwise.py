@@ -1,5 +1,5 @@
 """Ops that work on rows, forward and backward, next to PyTorch's; on one thread and on all."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -8,7 +8,8 @@ from minillm import kernels
 from minillm.autograd.kernels import KERNELS
 from minillm.autograd.rule import RULES
 from minillm.bench import peers
-from minillm.bench.measure import Call, interleaved, rows
+from minillm.bench.measure import rows
+from minillm.bench.side_by_side import Process, started, times
 
 # Rows as the two models of `bench step` have them: (rows, width); attention: (B,T,H,D).
 SHAPES = {
@@ -100,29 +101,31 @@ def traffic(name: str, way: str, arrays: list) -> int:
     return sizes + arrays[0].nbytes * ((not loss) if way == "forward" else 1 + (not loss))
 
 
-def one_shape(name: str, shape: tuple[int, ...], threads: int, seconds: float) -> list[dict]:
-    """Rows of one op on one shape, forward and backward."""
+def calls(pool: str, name: str, shape: Sequence[int]) -> dict[str, Callable]:
+    """Both passes of an op in one pool: "forward" and "backward" of ours, "torch-forward" and "torch-backward"."""
     arrays, static, g = inputs(name, shape)
+    if pool == "torch":
+        forward, backward = torch_calls(peers.torch(), name, arrays, g, **static)
+        return {"torch-forward": forward, "torch-backward": backward}
     forward, vjp = ours(name, arrays, static, g)
-    if name == "attention":
-        def backward():
-            forward(), vjp()
-    else:
-        backward = vjp
-    torch, result = peers.torch(), []
-    others = torch_calls(torch, name, arrays, g, **static) if torch else (None, None)
-    for way, mine, theirs in zip(("forward", "backward"), (forward, backward), others, strict=True):
-        taken = interleaved([Call(mine)] + ([Call(theirs, "torch")] if theirs else []), seconds)
-        against, bytes = {"torch-float32": taken[1]} if theirs else {}, traffic(name, way, arrays)
-        result += rows(f"{name}-{way}", shape, threads, taken[0], against, bytes, "GB/s", bytes)
+    return {"forward": forward, "backward": (lambda: (forward(), vjp())) if name == "attention" else vjp}
+
+
+def one_shape(processes: Sequence[Process], name: str, shape: tuple[int, ...], threads: int, seconds: float) -> list[dict]:
+    """Rows of one op on one shape, forward and backward."""
+    taken, (arrays, _, _), result = times(processes, "rowwise", threads, seconds, name=name, shape=shape), inputs(name, shape), []
+    for way in ("forward", "backward"):
+        against = {"torch-float32": taken[f"torch-{way}"]} if f"torch-{way}" in taken else {}
+        bytes = traffic(name, way, arrays)
+        result += rows(f"{name}-{way}", shape, threads, taken[way], against, bytes, "GB/s", bytes)
     return result
 
 
-def rowwise(threads: int, quiet: bool = False, shapes: dict = SHAPES, seconds: float = 1.0) -> list[dict]:
-    """Rows for every op, on one thread and on `threads`; about `seconds` a row. The rate counts what must be read and written."""
+def rowwise(threads: int, quiet: bool = False, shapes: dict = SHAPES, seconds: float = 2.0) -> list[dict]:
+    """Rows for every op, on one thread and on `threads`; about `seconds` a shape. The rate counts what must be read and written."""
     found = []
     jobs = [(name, shape, count) for name, all_shapes in shapes.items() for shape in all_shapes for count in sorted({1, threads})]
-    for name, shape, count in tqdm(jobs, "rowwise", disable=quiet, leave=False):
-        with peers.all_on(count):
-            found += one_shape(name, shape, count, seconds)
+    with started("ours", "torch") as processes:
+        for name, shape, count in tqdm(jobs, "rowwise", disable=quiet, leave=False):
+            found += one_shape(processes, name, shape, count, seconds)
     return found

@@ -5,16 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from minillm import kernels
-from minillm.backend import freed_memory_kept
 from minillm.bench import peers, torch_gpt
 from minillm.bench.by_hand import ByHand
-from minillm.bench.measure import Call, interleaved, rows
+from minillm.bench.measure import rows
+from minillm.bench.side_by_side import Process, started, times
 from minillm.errors import MiniLLMError
 from minillm.models.gpt import GPT, GPTShape
 from minillm.optim import AdamW
@@ -67,34 +68,38 @@ def compared(recipe: str) -> tuple[str, ...]:
     return (*others, f"by-hand-{recipe}") if recipe in BY_HAND else others
 
 
-def one_model(name: str, shape: GPTShape, batch: int, threads: int, seconds: float, resident: bool) -> list[dict]:
-    """All recipes and all peers on one model, in one interleaved run."""
-    steppers = {recipe: Stepper(shape, batch, recipe) for recipe in RECIPES}
-    calls = {recipe: Call(stepper) for recipe, stepper in steppers.items()}
+def calls(pool: str, shape: dict, batch: int) -> dict[str, Callable]:
+    """Steps of one model in one pool: ours by recipe and by hand, PyTorch's by peer; all begin with the same weights."""
+    shape = GPTShape(**shape)
     data = batch_of(shape, batch)
-    if kernels.enabled():
-        hands = {recipe: ByHand(steppers[recipe].model, low) for recipe, low in BY_HAND.items()}
-        calls |= {f"by-hand-{recipe}": Call(functools.partial(hand, *data, lr=1e-4)) for recipe, hand in hands.items()}
-    if (torch := peers.torch()) is not None:
-        model = steppers["float32"].model
-        calls |= {peer: Call(torch_gpt.training_step(torch, model, *data, autocast), "torch") for peer, autocast in PEERS.items()}
-    taken = dict(zip(calls, interleaved(list(calls.values()), seconds, least=3), strict=True))
+    if pool == "torch":
+        torch, (model, _) = peers.torch(), objective_of(shape, "float32")
+        return {peer: torch_gpt.training_step(torch, model, *data, autocast) for peer, autocast in PEERS.items()}
+    steppers = {recipe: Stepper(shape, batch, recipe) for recipe in RECIPES}
+    hands = {recipe: ByHand(steppers[recipe].model, low) for recipe, low in BY_HAND.items()} if kernels.enabled() else {}
+    return steppers | {f"by-hand-{recipe}": functools.partial(hand, *data, lr=1e-4) for recipe, hand in hands.items()}
+
+
+def one_model(processes: Sequence[Process], name: str, shape: GPTShape, batch: int, threads: int, seconds: float,
+              resident: bool) -> list[dict]:
+    """All recipes and all peers on one model, taken in turn."""
+    taken = times(processes, "step", threads, seconds, least=3, shape=dataclasses.asdict(shape), batch=batch)
     taken["ours-float32"] = taken["float32"]
     result = []
-    for recipe, stepper in steppers.items():
+    for recipe in RECIPES:
         against = {peer: taken[peer] for peer in compared(recipe) if peer in taken}
         peak = peak_of(shape, batch, recipe, threads) if resident else None
         result += rows(f"{name}-{recipe}", (batch, shape.context), threads, taken[recipe], against, batch * shape.context,
-                       "tokens/s", stepper.held(), resident=peak)
+                       "tokens/s", Stepper(shape, batch, recipe).held(), resident=peak)
     return result
 
 
 def step(threads: int, quiet: bool = False, models: dict = MODELS, seconds: float = 40.0, resident: bool = True) -> list[dict]:
     """Rows for every model and recipe: shape (B,T), about `seconds` for a model; with `resident`, peak memory is measured too."""
     found = []
-    with peers.all_on(threads), freed_memory_kept():             # as a training run keeps it
+    with started("ours", "torch") as processes:
         for name, (shape, batch) in tqdm(models.items(), "step", disable=quiet, leave=False):
-            found += one_model(name, shape, batch, threads, seconds, resident)
+            found += one_model(processes, name, shape, batch, threads, seconds, resident)
     return found
 
 

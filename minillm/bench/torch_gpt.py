@@ -1,44 +1,69 @@
-"""The peer of `bench step`: the same GPT on the same weights in PyTorch, as its users write it."""
+"""The same GPT on the same weights in PyTorch, as its users write it: the peer of `bench step` and `bench generate`."""
 from collections.abc import Callable
 
 import numpy as np
 
-from minillm.models.gpt import GPT
+from minillm.models.gpt import GPT, GPTShape
 
 
-def weights(torch, model: GPT) -> dict:
-    """The model's weights as PyTorch's leaves; queries, keys and values in one matrix, which is faster there."""
-    p = {q.name: torch.from_numpy(q.data.copy()) for q in model.parameters()}
-    for i in range(model.shape.layers):
-        for kind in ("weight", "bias"):
-            parts = [p.pop(f"block{i}.attention.{part}.{kind}") for part in ("query", "key", "value")]
-            p[f"block{i}.attention.in.{kind}"] = torch.cat(parts)
-    return {name: value.requires_grad_() for name, value in p.items()}
+def torch_gpt(torch, model: GPT):
+    """An nn.Module with copies of the model's weights; queries, keys and values in one product, which is faster there."""
+    nn, F = torch.nn, torch.nn.functional
+    state = {name: torch.from_numpy(np.array(array)) for name, array in model.state_dict().items()}
+    H, C = model.shape.heads, model.shape.channels
 
+    def linear(*names):
+        weight = torch.cat([state[f"{name}.weight"] for name in names])
+        layer = nn.Linear(*weight.shape[::-1], bias=model.shape.bias)
+        layer.weight = nn.Parameter(weight)
+        if model.shape.bias:
+            layer.bias = nn.Parameter(torch.cat([state[f"{name}.bias"] for name in names]))
+        return layer
 
-def loss_of(torch, p: dict, layers: int, heads: int, ids, targets):
-    """Mean cross-entropy in nats a token of ids (B,T)."""
-    F = torch.nn.functional
+    def norm(name):
+        layer = nn.LayerNorm(C, bias=model.shape.bias)
+        layer.weight = nn.Parameter(state[f"{name}.gain"])
+        if model.shape.bias:
+            layer.bias = nn.Parameter(state[f"{name}.shift"])
+        return layer
 
-    def norm(name, x):
-        return F.layer_norm(x, x.shape[-1:], p[f"{name}.gain"], p[f"{name}.shift"])
+    class Block(nn.Module):
+        def __init__(self, at):
+            super().__init__()
+            self.norm1, self.norm2 = norm(f"{at}.norm1"), norm(f"{at}.norm2")
+            self.qkv = linear(*(f"{at}.attention.{part}" for part in ("query", "key", "value")))
+            self.out, self.up, self.down = (linear(f"{at}.{part}") for part in ("attention.out", "mlp.up", "mlp.down"))
 
-    def linear(name, x):
-        return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+        def attention(self, x, cache, at):
+            B, T, _ = x.shape
+            q, k, v = self.qkv(x).view(B, T, 3, H, C // H).permute(2, 0, 3, 1, 4)                          # (B,H,T,D)
+            if cache:                                                                                      # one token, T = 1
+                cache[0][:, :, at:at + 1], cache[1][:, :, at:at + 1] = k, v
+                k, v = (held[:, :, :at + 1] for held in cache)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+            return self.out(mixed.transpose(1, 2).reshape(B, T, C))
 
-    def attention(name, x):
-        B, T, C = x.shape
-        q, k, v = linear(f"{name}.in", x).view(B, T, 3, heads, C // heads).permute(2, 0, 3, 1, 4)          # (B,H,T,D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return linear(f"{name}.out", y.transpose(1, 2).reshape(B, T, C))
+        def forward(self, x, cache, at):
+            x = x + self.attention(self.norm1(x), cache, at)
+            return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
-    x = F.embedding(ids, p["tokens.weight"]) + p["positions.weight"][:ids.shape[1]]                        # (B,T,C)
-    for i in range(layers):
-        x = x + attention(f"block{i}.attention", norm(f"block{i}.norm1", x))
-        hidden = F.gelu(linear(f"block{i}.mlp.up", norm(f"block{i}.norm2", x)), approximate="tanh")
-        x = x + linear(f"block{i}.mlp.down", hidden)
-    logits = F.linear(norm("norm", x), p["tokens.weight"])                                                 # (B,T,V)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    class TorchGPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Embedding.from_pretrained(state["tokens.weight"], freeze=False)
+            self.positions = nn.Parameter(state["positions.weight"])
+            self.blocks = nn.ModuleList(Block(f"block{i}") for i in range(model.shape.layers))
+            self.norm, self.head = norm("norm"), nn.Linear(C, model.shape.vocabulary, bias=False)
+            self.head.weight = self.tokens.weight
+
+        def forward(self, ids, caches=None, at=0):
+            """Logits (B,T,V) of ids (B,T); with caches of one token that stands at position `at`."""
+            x = self.tokens(ids) + self.positions[at:at + ids.shape[1]]                                    # (B,T,C)
+            for i, block in enumerate(self.blocks):
+                x = block(x, caches and caches[i], at)
+            return self.head(self.norm(x))
+
+    return TorchGPT()
 
 
 def training_step(torch, model: GPT, ids: np.ndarray, targets: np.ndarray, autocast: str = "") -> Callable[[], float]:
@@ -46,16 +71,28 @@ def training_step(torch, model: GPT, ids: np.ndarray, targets: np.ndarray, autoc
 
     float16 goes without a loss scaler, which would cost PyTorch some more time.
     """
-    p = weights(torch, model)
-    optimizer = torch.optim.AdamW(p.values(), 1e-4, fused=True)
+    peer = torch_gpt(torch, model)
+    parameters = list(peer.parameters())
+    optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
     ids, targets = torch.from_numpy(ids).long(), torch.from_numpy(targets).long()
 
     def step() -> float:
         with torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=bool(autocast)):
-            loss = loss_of(torch, p, model.shape.layers, model.shape.heads, ids, targets)
+            logits = peer(ids)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(p.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
     return step
+
+
+def generate(torch, peer, shape: GPTShape, tokens: int) -> list[int]:
+    """`tokens` most likely tokens after token 0, with a key/value cache."""
+    room = 1, shape.heads, shape.context, shape.channels // shape.heads
+    with torch.inference_mode():
+        caches, ids = [(torch.zeros(room), torch.zeros(room)) for _ in range(shape.layers)], [0]
+        for at in range(tokens):
+            ids.append(int(peer(torch.tensor([[ids[-1]]]), caches, at)[0, -1].argmax()))
+    return ids

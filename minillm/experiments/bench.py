@@ -4,19 +4,15 @@ from pathlib import Path
 
 from minillm.bench import generate, machine, matmul, peers, roofline, rowwise, step
 from minillm.bench.cast import cast
+from minillm.bench.scaling import scaling
 from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.bench_tables import into_readme, marks_of
 from minillm.experiments.running import announce_compiling
 from minillm.files import check_folder
 from minillm.plotting.speed import rates
 
-
-def generate_rows(threads: int, quiet: bool) -> list[dict]:
-    return generate.generate(threads=threads, quiet=quiet)["rows"]
-
-
 BENCHES: dict[str, Callable] = {"matmul": matmul.matmul, "rowwise": rowwise.rowwise, "cast": cast, "step": step.step,
-                                "generate": generate_rows}
+                                "generate": generate.generate}
 MISSING = {"torch": ("matmul", "rowwise", "step", "generate"), "ml_dtypes": ("cast",)}
 REMEDY = {"torch": "pip install 'minillm[bench]'", "ml_dtypes": "pip install ml_dtypes"}
 
@@ -25,7 +21,8 @@ def bench(name: str, threads: int | None = None, quiet: bool = False, out: str |
     """Run one measurement, or "all", on so many threads, by default as many as there are cores.
 
     `out`: a folder for the figure of matmul. `readme`: a file with two marks, between which the tables of all measurements go;
-    its figure goes into figures/ beside it. Returns {"bench", "machine", "rows", "missing", "figures"}.
+    its figure goes into figures/ beside it. Returns {"bench", "machine", "rows", "scaling", "missing", "figures"};
+    scaling comes with step.
     """
     check(name, out, readme)
     threads = peers.check_threads(peers.most_threads() if threads is None else threads)
@@ -34,7 +31,8 @@ def bench(name: str, threads: int | None = None, quiet: bool = False, out: str |
     rows = [{"bench": one} | row for one in names for row in BENCHES[one](threads, quiet=quiet)]
     found, figures = machine.machine(), [Path(out) / "bench-matmul.png"] if out else []
     figures += [Path(readme).parent / "figures" / "readme-rates.png"] if readme else []
-    result = {"bench": name, "machine": found, "rows": rows, "missing": missing(names, found),
+    result = {"bench": name, "machine": found, "rows": rows, "scaling": scaling(threads) if "step" in names else [],
+              "missing": missing(names, found),
               "figures": [str(draw(rows, threads, path)) for path in figures]}
     if readme:
         into_readme(result, Path(readme))

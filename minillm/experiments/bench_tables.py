@@ -4,6 +4,7 @@ from itertools import groupby
 from pathlib import Path
 
 from minillm.bench.machine import describe as describe_machine
+from minillm.bench.measure import LONG
 from minillm.errors import MiniLLMError
 from minillm.experiments.tables import table
 from minillm.files import write_whole
@@ -25,8 +26,14 @@ def describe(result: dict) -> str:
     """The result as text, with the machine."""
     notes = [NOTES[name] for name in dict.fromkeys(row["bench"] for row in result["rows"])]
     figures = [f"figure: {path}" for path in result["figures"]]
-    return "\n".join([table(HEAD, lines_of(result["rows"])), "", *notes, *result["missing"], describe_machine(result["machine"]),
-                      *figures])
+    return "\n".join([table(HEAD, lines_of(result["rows"])), "", *notes, *map(growth, result["scaling"]), *result["missing"],
+                      describe_machine(result["machine"]), *figures])
+
+
+def growth(found: Mapping) -> str:
+    """How the time of a step grows, in a sentence with the points of the fit."""
+    points = ", ".join(f"{p['tokens']:,} tokens x {p['parameters']:,} parameters {digits(p['ms'])} ms" for p in found["points"])
+    return f"A step in {found['recipe']} grows as (tokens x parameters)^{found['exponent']:.2f}: {points}."
 
 
 def lines_of(rows: Sequence[Mapping]) -> list[list[str]]:
@@ -45,7 +52,12 @@ def line_of(group: list[Mapping]) -> list[str]:
         bytes += f" of {digits(first['resident'] / 1e6)}"
     return [name, " x ".join(map(str, first["shape"])), str(first["threads"]), digits(first["ms"]),
             f"{digits(first['rate'])} {first['unit']}", bytes,
-            ", ".join(f"{digits(row['ratio'])} {row['peer']}" for row in group if row["peer"])]
+            ", ".join(f"{digits(row['ratio'])} {row['peer']}{once(row)}" for row in group if row["peer"])]
+
+
+def once(row: Mapping) -> str:
+    """Says of a call that takes very long that it was made a single time."""
+    return " (one call)" if row["peer_ms"] > LONG * 1e3 else ""
 
 
 def digits(value: float) -> str:
@@ -87,7 +99,8 @@ def markdown(result: dict) -> str:
     for name, (title, shown) in SHOWN.items():
         lines = lines_of([row for row in result["rows"] if row["bench"] == name and shown(row)])
         if lines:
-            text = f"{markdown_table(lines)}\n\n{NOTES.get(name, '')}".strip()
+            more = map(growth, result["scaling"] if name == "step" else [])
+            text = "\n\n".join([markdown_table(lines), NOTES[name], *more])
             folded = f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
             parts.append(folded if name in FOLDED else f"**{title}**\n\n{text}")
     return "\n\n".join(parts) + "\n"
