@@ -285,7 +285,8 @@ losses = {name: [s() for _ in range(3)] for name, s in steps.items()}
 with peers.ours_on(THREADS):
     taken = interleaved([Call(s) for s in steps.values()], 2 * SECONDS, least=3)
 print(table(["recipe", "loss after 3 steps", "ms a step", "of float32's"],
-            [[name, f"{losses[name][-1]:.3f}", f"{s * 1e3:.1f}", f"{s / taken[0]:.2f}"] for name, s in zip(steps, taken, strict=True)]))
+            [[name, f"{loss[-1]:.3f}", f"{s * 1e3:.1f}", f"{s / taken[0]:.2f}"]
+             for (name, loss), s in zip(losses.items(), taken, strict=True)]))
 
 assert all(loss[-1] < loss[0] for loss in losses.values())
 assert max(loss[-1] for loss in losses.values()) - min(loss[-1] for loss in losses.values()) < 0.1
