@@ -119,13 +119,19 @@ def test_a_brief_call_runs_until_its_threads_are_awake_whoever_it_is(monkeypatch
 def test_a_peer_that_takes_very_long_runs_once_and_the_table_says_so(monkeypatch):
     assert interleaved([clock(monkeypatch, [6.0], "torch")], seconds=0) == [6.0]
     assert interleaved([clock(monkeypatch, [6.0] + [0.1] * 99)], seconds=0) == [pytest.approx(0.1)]           # ours has compiled
-    rows = [{"bench": "step"} | row for row in measure.rows("A", (1,), 1, 0.5, {"a": 6.0, "b": 4.0}, 1, "tokens/s")]
+    rows = [{"bench": "step"} | row for row in measure.rows("A", (1,), 1, [0.5], {"a": [6.0], "b": [4.0]}, 1, "tokens/s")]
     assert bench_tables.lines_of(rows)[0][-1] == "12 a (one call), 8 b"
 
 
 def test_a_slow_peer_runs_as_often_as_it_must(monkeypatch):
     call = clock(monkeypatch, [2.0] * 5, "torch")                              # two that warm it up, and three
-    assert interleaved([call], seconds=1000, least=3, most=50) == [2.0]
+    assert measure.timings([call], seconds=1000, least=3) == [[2.0] * 3]
+
+
+def test_the_ratio_is_the_median_of_those_of_neighbours():
+    assert measure.ratio([1, 2, 4], [3, 4, 4]) == 2                            # 3, 2, 1; the ratio of medians is 2, too
+    assert measure.ratio([1, 10, 2], [5, 60, 2]) == 5                          # of medians 2.5
+    assert measure.ratio([1, 2, 4], [8]) == 4                                  # a peer that was timed once
 
 
 # --- a process for each pool
@@ -186,11 +192,11 @@ def test_threads_that_wait_in_a_loop_are_left_to_fall_asleep(monkeypatch):
 
 
 def test_a_row_for_each_peer_with_the_ratio_of_times():
-    one, two = measure.rows("gelu", (3, 4), 2, 0.002, {"a": 0.004, "b": 0.001}, 5e6, "GFLOP/s", 48)
+    one, two = measure.rows("gelu", (3, 4), 2, [0.002], {"a": [0.004], "b": [0.001]}, 5e6, "GFLOP/s", 48)
     assert one == {"name": "gelu", "shape": [3, 4], "threads": 2, "ms": 2.0, "rate": 2.5, "unit": "GFLOP/s", "bytes": 48,
                    "peer": "a", "peer_ms": 4.0, "ratio": 2.0}
     assert (two["peer"], two["ratio"]) == ("b", 0.5)
-    [alone] = measure.rows("gelu", (3,), 1, 0.5, {}, 100, "tokens/s")
+    [alone] = measure.rows("gelu", (3,), 1, [0.5], {}, 100, "tokens/s")
     assert (alone["peer"], alone["peer_ms"], alone["ratio"], alone["rate"]) == (None, None, None, 200)
 
 
@@ -209,7 +215,7 @@ def test_rows_have_the_agreed_shape(name, small, say):
         assert row["ms"] > 0
         assert row["rate"] > 0
         assert isinstance(row["bytes"], int)
-        assert row["peer"] is None or row["ratio"] == pytest.approx(row["peer_ms"] / row["ms"], rel=1e-12)
+        assert row["peer"] is None or row["ratio"] > 0
         assert (row["peer"] is None) == (row["peer_ms"] is None) == (row["ratio"] is None)
 
 
@@ -461,7 +467,7 @@ POINTS = [{"name": "GELU", "type": "float32", "intensity": 2.5, "rate": 1e10},
 @pytest.mark.parametrize("points", [[], POINTS])
 def test_the_figures_of_speed_are_drawn_from_any_number_of_records(points, tmp_path):
     peaks = {p["type"]: 1e12 for p in points}
-    rows = [r for n in (64, 128) for r in measure.rows("float32", (n,) * 3, 1, 0.1, {"openblas-float32": 0.2}, n**3, "GFLOP/s")]
+    rows = [r for n in (64, 128) for r in measure.rows("float32", (n,) * 3, 1, [0.1], {"openblas-float32": [0.2]}, n**3, "GFLOP/s")]
     found = speed.rates_by_size(rows)
     assert set(found) == {"float32", speed.OPENBLAS}
     assert found[speed.OPENBLAS][64] == pytest.approx(found["float32"][64] / 2)
@@ -470,7 +476,7 @@ def test_the_figures_of_speed_are_drawn_from_any_number_of_records(points, tmp_p
 
 
 def test_the_table_has_one_line_for_all_peers_of_a_measurement():
-    rows = measure.rows("int8", (2, 3, 4), 2, 0.0125, {"a": 0.025, "b": 4}, 3e9, "Gop/s", 3_000_000)
+    rows = measure.rows("int8", (2, 3, 4), 2, [0.0125], {"a": [0.025], "b": [4]}, 3e9, "Gop/s", 3_000_000)
     rows = [{"bench": "matmul"} | row for row in rows]
     assert bench_tables.lines_of(rows) == [["int8", "2 x 3 x 4", "2", "12.5", "240 Gop/s", "3", "2 a, 320 b"]]
     assert [bench_tables.digits(v) for v in (1234.5, 99.95, 1.234, 0.01234, 1e-5)] == ["1,234", "100", "1.23", "0.0123", "0.000010"]

@@ -273,10 +273,12 @@ MUTANTS = [
            "eight_bit.a_tie_goes_to_the_lower_neighbour", (optim.DYNAMIC8, True)),
 
     # the bench
-    Mutant("ours over the peer's", measure.rows, "taken / seconds", "seconds / taken",
+    Mutant("ours over the peer's", measure.ratio, "b / a", "a / b",
            "bench.a_row_for_each_peer_with_the_ratio_of_times"),
     Mutant("billions counted as units", measure.rows, 'unit.startswith("G")', "False",
            "bench.a_row_for_each_peer_with_the_ratio_of_times"),
+    Mutant("the ratio of medians", measure.ratio, "b / a for a, b in zip(ours, itertools.cycle(theirs), strict=False)",
+           "[statistics.median(theirs) / statistics.median(ours)]", "bench.the_ratio_is_the_median_of_those_of_neighbours"),
     Mutant("a cotangent that is read for nothing", rowwise.traffic, "(4 if way", "(3 if way",
            "bench.traffic_counts_what_must_be_read_and_written"),
 

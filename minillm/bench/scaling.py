@@ -5,6 +5,7 @@ parameters grows as the third power of the width, and so does the arithmetic of 
 in the middle is A of `bench step`. From the smallest to the largest it is some 63 times as much.
 """
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from minillm.bench.side_by_side import started, times
@@ -34,9 +35,9 @@ def point(channels: int) -> dict[str, int]:
     return {"channels": channels, "context": shape.context, "tokens": BATCH * shape.context, "parameters": parameters}
 
 
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     """The slope of the straight line through the logarithms, by least squares."""
-    x, y = ([math.log(v) for v in values] for values in (sizes, seconds))
+    x, y = ([math.log(v) for v in values] for values in (sizes, times))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
@@ -47,7 +48,7 @@ def scaling(threads: int, channels: Sequence[int] = CHANNELS, seconds: float = 1
     with started("ours") as processes:
         for recipe in RECIPES:
             taken = times(processes, "scaling", threads, seconds, channels=channels, recipe=recipe)
-            points = [point(C) | {"ms": taken[str(C)] * 1e3} for C in channels]
-            slope = exponent([p["tokens"] * p["parameters"] for p in points], list(taken.values()))
+            points = [point(C) | {"ms": statistics.median(taken[str(C)]) * 1e3} for C in channels]
+            slope = exponent([p["tokens"] * p["parameters"] for p in points], [p["ms"] for p in points])
             found.append({"recipe": recipe, "exponent": slope, "points": points})
     return found

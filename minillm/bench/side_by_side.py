@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minillm.bench import peers
-from minillm.bench.measure import interleaved
+from minillm.bench.measure import timings
 from minillm.errors import MiniLLMError
 
 
@@ -70,7 +70,8 @@ def calls(processes: Sequence[Process], case: str, threads: int, **given) -> dic
             for name in process.ask(case=case, threads=threads, given=given)["names"]}
 
 
-def times(processes: Sequence[Process], case: str, threads: int, seconds: float, least: int = 5, **given) -> dict[str, float]:
-    """The median seconds of each call of a case, taken in turn for about `seconds`."""
+def times(processes: Sequence[Process], case: str, threads: int, seconds: float, least: int = 5,
+          **given) -> dict[str, list[float]]:
+    """The timings of each call of a case in seconds, taken in turn for about `seconds`."""
     found = calls(processes, case, threads, **given)
-    return dict(zip(found, interleaved(list(found.values()), seconds, least), strict=True))
+    return dict(zip(found, timings(list(found.values()), seconds, least), strict=True))
