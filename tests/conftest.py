@@ -3,8 +3,9 @@ import os
 import signal
 
 # Before anything loads a pool of threads: with `-n 2` two processes share the cores, and a pool that waits by spinning takes them
-# from the other. Twenty steps of a GPT of 128 channels took 21 s in each of two processes, and 1.8 s so.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# from the other. Twenty steps of a GPT of 128 channels took 21 s in each of two processes, and 1.8 s so. The numbers are the same.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")                  # numba's pool, and PyTorch's
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")                # 2^4 cycles
 
 import pytest
 from hypothesis import settings

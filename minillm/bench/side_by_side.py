@@ -21,7 +21,8 @@ class Process:
     def __init__(self, pool: str):
         self.pool = pool
         self.process = subprocess.Popen([sys.executable, "-m", "minillm.bench.worker", pool], text=True, encoding="utf-8",
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        start_new_session=True)              # Ctrl-C is for the parent, which ends it
 
     def ask(self, **request) -> dict:
         """The answer; MiniLLMError where the process could not give one."""

@@ -1,6 +1,5 @@
 """The process that times the calls of one pool of threads, as side_by_side.py asks it to."""
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -58,7 +57,6 @@ def rest(at_most: float = 1.0) -> None:
 
 
 def main(pool: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)             # Ctrl-C is for the parent, which then ends this process
     worker = Worker(pool)
     with freed_memory_kept():                                # as a training run keeps it; for the peers too
         for line in sys.stdin:                               # until the parent is gone
