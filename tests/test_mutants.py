@@ -204,15 +204,16 @@ MUTANTS = [
            "accumulation.the_three_products_draw_different_bits"),
 
     # kernels beside rules
-    Mutant("a bias is taken for a residual", beside.one_shape, 'arrays["x"].shape == arrays["z"].shape', "True",
-           "rowwise.an_addition_that_repeats_goes_to_the_rule"),
+    Mutant("a column is taken for a row", beside.ends_alike, "x.shape[x.ndim - z.ndim:] == z.shape", "x.size % z.size == 0",
+           "columns.an_addition_that_repeats_otherwise_goes_to_the_rule", ((3, 4), (3, 1))),
     Mutant("columns are taken for rows", beside.last_axis, "(-1, len(shape) - 1)", "(-1, 0, 1)",
            "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((3, 4), None, 0)),
     Mutant("a mask may spread the scores", beside.last_axis, "m in (1, n)", "m >= 1",
            "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((1, 4), (3, 1), -1)),
 
     # the optimizer
-    Mutant("decay on vectors too", optim.AdamW.constants, "(p.ndim > 1)", "1", "optim.decay_is_on_matrices_only", (optim.AdamW,)),
+    Mutant("decay on vectors too", optim.AdamW.update, "self.constants(p.ndim > 1, lr)", "self.constants(True, lr)",
+           "optim.decay_is_on_matrices_only", (optim.AdamW,)),
     Mutant("no bias correction", optim.AdamW.constants, "1 / (1 - b2**self.steps)", "1",
            "golden.ten_adamw_steps_have_pytorchs_losses", ("bias",)),
     Mutant("eps in the state's format", optim.AdamW.constants, "self.eps", "float(np.float16(self.eps))",
