@@ -30,7 +30,7 @@ from minillm.nn import int8
 from minillm.nn.attention import Block, KeyValueCache
 from minillm.nn.int8 import Int8Linear
 from minillm.nn.module import Module
-from minillm.optim import eight_bit
+from minillm.optim import clipping, eight_bit
 from minillm.precision import accumulation, block_scaling, clinic, float8, recipe, tally, what_if
 from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.precision.master_weights import working_copy
@@ -220,7 +220,7 @@ MUTANTS = [
            "optim.eps_is_added_in_float32_whatever_the_state"),
     Mutant("state kept in float32", optim.Optimizer.put, "round_to(exact, format)", "exact",
            "optim.state_is_kept_in_its_format", (optim.AdamW, FLOAT16)),
-    Mutant("squared before unscaled", optim.global_norm, "np.square(widen(g, np.float32) * factor)",
+    Mutant("squared before unscaled", clipping.sum_of_squares_of, "np.square(widen(g, np.float32) * factor)",
            "(np.square(widen(g, np.float32)) * factor * factor)",
            "optim.the_norm_of_nothing_and_of_the_very_large"),
     Mutant("clipping scales small gradients up", optim.clip_factor, "min(1.0, clip / (norm + 1e-6))", "clip / (norm + 1e-6)",
