@@ -262,7 +262,7 @@ def tasks_of(name, monkeypatch, alone):
     """The same results with the pool for more tasks than `alone`, and how many tasks ran outside it."""
     tasks, count = room.load("tasks"), []
     monkeypatch.setattr(tasks, "ALONE", alone)
-    module = room.load(KERNELS[name].room)
+    module = room.load("elementwise" if name == "add" else KERNELS[name].room)         # columns.add calls it for equal shapes
     monkeypatch.setattr(module, "run", lambda kernel, pool, n, *rest: (
         count.append(n), tasks.run(lambda *a: (count.append(0), kernel(*a)), pool, n, *rest)))
     return everything(name), count
