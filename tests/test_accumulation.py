@@ -381,8 +381,8 @@ def test_the_fused_attention_kernel_does_not_serve_another_accumulator(monkeypat
     monkeypatch.setenv("MINILLM_KERNELS", "on")
     arrays = [np.ones((1, 4, 8), np.float32)] * 3
     static = {"heads": 2, "causal": True, "key": 0}
-    assert kernel_for(RULES["attention"], np.float32, static | {"products": FLOAT32_PRODUCTS}, "qkv", arrays)
-    assert kernel_for(RULES["attention"], np.float32, static | {"products": products_named("float16")}, "qkv", arrays) is None
+    assert kernel_for(RULES["attention"], np.float32, static | {"products": FLOAT32_PRODUCTS}, arrays)
+    assert kernel_for(RULES["attention"], np.float32, static | {"products": products_named("float16")}, arrays) is None
 
 
 def test_a_stochastic_step_is_the_same_again_and_with_and_without_kernels(monkeypatch):

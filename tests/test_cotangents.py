@@ -39,7 +39,7 @@ class Twin:
 
 def gradients(make_loss, rounds, told):
     """backward(make_loss()) where each rule computed in float32 has such a kernel; told what to round, or to keep all wide."""
-    def kernel_for(rule, compute, static, names, arrays):
+    def kernel_for(rule, compute, static, arrays):
         return Twin(rule, told) if compute is np.float32 and rule.backward else None
     share_type = tensor.share_type if rounds else lambda parent, compute, uses: compute
     with mock.patch.object(tensor, "kernel_for", kernel_for), mock.patch.object(tensor, "share_type", share_type):

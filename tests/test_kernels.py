@@ -278,7 +278,7 @@ def test_nan_and_infinity_pass_through(name, where, bad, format, monkeypatch):
 def test_kernels_refuse_what_they_would_compute_in_double():
     x = np.ones((2, 8))
     for call in (lambda: forward("gelu", [x], np.float32), lambda: forward("layer_norm", [x, x[0]], np.float32),
-                 lambda: room.load("rounding").to_float16(x), lambda: room.load("optimizers").sum_of_squares(x, np.float32(1))):
+                 lambda: room.load("rounding").to_float16(x), lambda: room.load("optimizers").sum_of_squares([x], np.float32(1))):
         with pytest.raises(MiniLLMError, match="kernels take float16 and float32, not float64"):
             call()
 
@@ -318,7 +318,7 @@ def test_sum_of_squares_is_within_its_bound(data, shape, dtype, factor):
     x = laid_out(data, halves(data, *shape).astype(dtype))
     scaled = x.astype(np.float64) * np.float64(np.float32(factor))
     exact = (scaled**2).sum()
-    found = room.load("optimizers").sum_of_squares(x, np.float32(factor))
+    found = room.load("optimizers").sum_of_squares([x], np.float32(factor))
     assert abs(found - exact) <= g(terms_in_a_row(x.size) + 3) * exact + x.size * SUBNORMAL
     assert abs(global_norm([x], factor) - np.sqrt(exact)) <= g(x.size + 5) * np.sqrt(exact) + np.sqrt(x.size * SUBNORMAL)
 
@@ -333,7 +333,7 @@ def terms_in_a_row(n):
 def test_a_long_sum_of_squares_loses_little():
     x = np.full(2**21, 0.1, np.float32)                                        # one after the other it would stop growing
     exact = x.size * float(x[0]) ** 2
-    found = room.load("optimizers").sum_of_squares(x, np.float32(1))
+    found = room.load("optimizers").sum_of_squares([x], np.float32(1))
     assert abs(found - exact) <= g(terms_in_a_row(x.size) + 3) * exact
     assert terms_in_a_row(x.size) < 1000
 
@@ -374,11 +374,11 @@ def test_adamw_gives_the_bits_of_its_numpy_twin(format, state_format, layout, mo
 def test_adamw_updates_moments_that_do_not_lie_in_one_piece():
     adamw = room.load("optimizers").adamw
     w, gradient = np.ones((3, 4), np.float32), np.full((3, 4), 2, np.float32)
-    numbers = np.array((1, 0.1, 0.01, 10, 100, 1e-8, 0.1, 1), np.float32)
+    numbers = np.array([(1, 0.1, 0.01, 10, 100, 1e-8, 0.1, 1)], np.float32)
     results = []
     for order in "CF":
         m, v = np.zeros((3, 4), np.float32, order), np.zeros((3, 4), np.float32, order)
-        results.append((adamw(np.array(w, order=order), gradient, m, v, numbers), m, v))
+        results.append((*adamw([np.array(w, order=order)], [gradient], [m], [v], numbers), m, v))
     for a, b in zip(*results, strict=True):
         assert np.array_equal(a, b)
         assert a.any()

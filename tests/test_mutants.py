@@ -30,7 +30,7 @@ from minillm.nn import int8
 from minillm.nn.attention import Block, KeyValueCache
 from minillm.nn.int8 import Int8Linear
 from minillm.nn.module import Module
-from minillm.optim import eight_bit
+from minillm.optim import clipping, eight_bit
 from minillm.precision import accumulation, block_scaling, clinic, float8, recipe, tally, what_if
 from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.precision.master_weights import working_copy
@@ -204,22 +204,23 @@ MUTANTS = [
            "accumulation.the_three_products_draw_different_bits"),
 
     # kernels beside rules
-    Mutant("a bias is taken for a residual", beside.one_shape, 'arrays["x"].shape == arrays["z"].shape', "True",
-           "rowwise.an_addition_that_repeats_goes_to_the_rule"),
+    Mutant("a column is taken for a row", beside.ends_alike, "x.shape[x.ndim - z.ndim:] == z.shape", "x.size % z.size == 0",
+           "columns.an_addition_that_repeats_otherwise_goes_to_the_rule", ((3, 4), (3, 1))),
     Mutant("columns are taken for rows", beside.last_axis, "(-1, len(shape) - 1)", "(-1, 0, 1)",
            "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((3, 4), None, 0)),
     Mutant("a mask may spread the scores", beside.last_axis, "m in (1, n)", "m >= 1",
            "rowwise.what_a_softmax_kernel_cannot_do_goes_to_the_rule", ((1, 4), (3, 1), -1)),
 
     # the optimizer
-    Mutant("decay on vectors too", optim.AdamW.constants, "(p.ndim > 1)", "1", "optim.decay_is_on_matrices_only", (optim.AdamW,)),
+    Mutant("decay on vectors too", optim.AdamW.update, "self.constants(p.ndim > 1, lr)", "self.constants(True, lr)",
+           "optim.decay_is_on_matrices_only", (optim.AdamW,)),
     Mutant("no bias correction", optim.AdamW.constants, "1 / (1 - b2**self.steps)", "1",
            "golden.ten_adamw_steps_have_pytorchs_losses", ("bias",)),
     Mutant("eps in the state's format", optim.AdamW.constants, "self.eps", "float(np.float16(self.eps))",
            "optim.eps_is_added_in_float32_whatever_the_state"),
     Mutant("state kept in float32", optim.Optimizer.put, "round_to(exact, format)", "exact",
            "optim.state_is_kept_in_its_format", (optim.AdamW, FLOAT16)),
-    Mutant("squared before unscaled", optim.global_norm, "np.square(widen(g, np.float32) * factor)",
+    Mutant("squared before unscaled", clipping.sum_of_squares_of, "np.square(widen(g, np.float32) * factor)",
            "(np.square(widen(g, np.float32)) * factor * factor)",
            "optim.the_norm_of_nothing_and_of_the_very_large"),
     Mutant("clipping scales small gradients up", optim.clip_factor, "min(1.0, clip / (norm + 1e-6))", "clip / (norm + 1e-6)",

@@ -175,7 +175,7 @@ def test_a_mask_spreads_over_the_rows(shape, rows):
     mask = mask.repeat(rows, 0) if mask.shape[:1] == (3,) else mask
     found = apply(RULES["softmax"], Tensor(x), mask, context=Context()).data
     seen = np.broadcast_to(mask, x.shape)
-    assert kernel_for(RULES["softmax"], np.float32, {"axis": -1}, ("x", "mask"), (x, mask)) is not None
+    assert kernel_for(RULES["softmax"], np.float32, {"axis": -1}, (x, mask)) is not None
     assert not found[~seen].any()
     some = seen.any(-1)
     masked = np.where(seen, x, -np.inf)[some].astype(np.float64)
@@ -186,15 +186,8 @@ def test_a_mask_spreads_over_the_rows(shape, rows):
 
 @pytest.mark.parametrize(("x", "mask", "axis"), [((3, 4), (2, 3, 4), -1), ((1, 4), (3, 1), -1), ((3, 4), None, 0), ((), None, -1)])
 def test_what_a_softmax_kernel_cannot_do_goes_to_the_rule(x, mask, axis):
-    mask = {} if mask is None else {"mask": np.ones(mask, bool)}
-    assert not KERNELS["softmax"].serves({"axis": axis}, {"x": np.ones(x, np.float32)} | mask)
-
-
-def test_an_addition_that_repeats_goes_to_the_rule():
-    x, z = np.ones((3, 4), np.float32), np.ones(4, np.float32)
-    assert not KERNELS["add"].serves({}, {"x": x, "z": z})
-    gradients = backward((Tensor(x, name="x") + Tensor(z, name="z")).sum())
-    assert np.array_equal(gradients["z"], [3, 3, 3, 3])
+    mask = None if mask is None else np.ones(mask, bool)
+    assert not KERNELS["softmax"].serves({"axis": axis}, np.ones(x, np.float32), mask)
 
 
 @pytest.mark.parametrize("size", [1, 17, 40_000])
@@ -269,7 +262,7 @@ def tasks_of(name, monkeypatch, alone):
     """The same results with the pool for more tasks than `alone`, and how many tasks ran outside it."""
     tasks, count = room.load("tasks"), []
     monkeypatch.setattr(tasks, "ALONE", alone)
-    module = room.load(KERNELS[name].room)
+    module = room.load("elementwise" if name == "add" else KERNELS[name].room)         # columns.add calls it for equal shapes
     monkeypatch.setattr(module, "run", lambda kernel, pool, n, *rest: (
         count.append(n), tasks.run(lambda *a: (count.append(0), kernel(*a)), pool, n, *rest)))
     return everything(name), count

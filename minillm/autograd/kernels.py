@@ -14,14 +14,14 @@ from minillm import kernels
 from minillm.autograd.rules.products import FLOAT32_PRODUCTS
 
 
-def always(static, arrays) -> bool:
+def always(static, *arrays) -> bool:
     return True
 
 
-def plain_causal(static, arrays) -> bool:
+def plain_causal(static, q, k, v, mask=None) -> bool:
     """Attention as a GPT is trained with it: causal, no mask, queries, keys and values of one shape, float32 products."""
-    one_shape = arrays["q"].shape == arrays["k"].shape == arrays["v"].shape and arrays["q"].shape[-1] % static["heads"] == 0
-    return one_shape and static["causal"] and arrays.get("mask") is None and static["products"] is FLOAT32_PRODUCTS
+    one_shape = q.shape == k.shape == v.shape and q.shape[-1] % static["heads"] == 0
+    return one_shape and static["causal"] and mask is None and static["products"] is FLOAT32_PRODUCTS
 
 
 def in_range(ids, end) -> bool:
@@ -29,32 +29,29 @@ def in_range(ids, end) -> bool:
     return ids.dtype.kind == "i" and (not ids.size or bool(ids.min() >= 0 and ids.max() < end))
 
 
-def rows_of_the_table(static, arrays) -> bool:
-    return in_range(arrays["ids"], arrays["weight"].shape[0])
+def rows_of_the_table(static, weight, ids) -> bool:
+    return in_range(ids, weight.shape[0])
 
 
-def classes(static, arrays) -> bool:
+def classes(static, logits, targets) -> bool:
     """Targets that fit the logits and are classes, at least one that counts."""
-    logits, targets = arrays["logits"], arrays["targets"]
     counted = targets if static["ignore"] is None else targets[targets != static["ignore"]]
     return targets.shape == logits.shape[:-1] and counted.size > 0 and in_range(counted, logits.shape[-1])
 
 
-def plain_products(static, arrays) -> bool:
+def plain_products(static, x, z, bias=None) -> bool:
     """Products in float32 whose batches, if the right operand has one, are those of the left."""
-    x, z = arrays["x"], arrays.get("z")
-    return static["products"] is FLOAT32_PRODUCTS and (z is None or z.ndim <= 2 or x.shape[:-2] == z.shape[:-2])
+    return static["products"] is FLOAT32_PRODUCTS and (z.ndim <= 2 or x.shape[:-2] == z.shape[:-2])
 
 
-def one_shape(static, arrays) -> bool:
-    """Nothing is repeated: a residual, not a bias."""
-    return arrays["x"].shape == arrays["z"].shape
+def ends_alike(static, x, z) -> bool:
+    """A residual, or what is added to each of the rows, sequences or batches of x: a bias, positions."""
+    return x.shape[x.ndim - z.ndim:] == z.shape
 
 
-def last_axis(static, arrays) -> bool:
+def last_axis(static, x, mask=None) -> bool:
     """Rows as they lie in memory, and a mask, if there is one, that spreads over them and not they over it."""
-    shape = arrays["x"].shape
-    spread = () if arrays.get("mask") is None else arrays["mask"].shape
+    shape, spread = x.shape, () if mask is None else mask.shape
     fits = len(spread) <= len(shape) and all(m in (1, n) for m, n in zip(spread[::-1], shape[::-1], strict=False))
     return len(shape) > 0 and static["axis"] in (-1, len(shape) - 1) and fits
 
@@ -79,7 +76,7 @@ class Kernel:
 KERNELS = {
     "gelu": Kernel("elementwise", "gelu"),
     "cast": Kernel("elementwise", "cast"),
-    "add": Kernel("elementwise", "add", one_shape),
+    "add": Kernel("columns", "add", ends_alike),
     "layer_norm": Kernel("rowwise", "layer_norm"),
     "matmul": Kernel("products", "matmul", plain_products),
     "linear": Kernel("products", "linear", plain_products),
@@ -93,7 +90,7 @@ KERNELS = {
 }
 
 
-def kernel_for(rule, compute, static: dict, names, arrays) -> Kernel | None:
+def kernel_for(rule, compute, static: dict, arrays) -> Kernel | None:
     """The kernel of a rule if it can serve these inputs: NumPy's arrays, computed in float32, at least one value."""
     kernel = KERNELS.get(rule.name)
     if kernel is None or compute is not np.float32 or not kernels.enabled():
@@ -101,4 +98,4 @@ def kernel_for(rule, compute, static: dict, names, arrays) -> Kernel | None:
     for a in arrays:
         if a is not None and not (type(a) is np.ndarray and a.size):
             return None
-    return kernel if kernel.serves(static, dict(zip(names, arrays, strict=True))) else None
+    return kernel if kernel.serves is always or kernel.serves(static, *arrays) else None

@@ -163,8 +163,12 @@ class Node:
 def common_format(rule: Rule, names, inputs) -> Format:
     """The one format of the inputs; those that a rule allows to be wide may have the same or a wider one."""
     tensors = [(name, x) for name, x in zip(names, inputs, strict=True) if isinstance(x, Tensor)]
-    given = next((x.format for name, x in tensors if name not in rule.wide), None)
-    if given is None:
+    given = None
+    for name, x in tensors:
+        if name not in rule.wide:
+            given = x.format
+            break
+    else:
         raise MiniLLMError(f"{rule.name} needs a Tensor among its inputs: make one with minillm.tensor(values)")
     for name, x in tensors:
         if name in rule.plain:
@@ -177,9 +181,7 @@ def common_format(rule: Rule, names, inputs) -> Format:
 
 
 def stored(rule: Rule, name: str, x, compute):
-    """The array behind an input: a tensor's own, a Python number in the compute format, a plain array where the rule takes one."""
-    if isinstance(x, Tensor):
-        return x.data
+    """The array behind an input that is no tensor: a number's in the compute format, a plain one where the rule takes one."""
     if x is None or name in rule.plain:
         return x
     if isinstance(x, numbers.Real):
@@ -217,8 +219,8 @@ def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None =
     result, static, address = result or given, rule.defaults | static, context.address(rule.name)
     if rule.takes_key and static.get("products") is not FLOAT32_PRODUCTS:     # those draw nothing, and a key takes 4 us
         static["key"] = context.key(address, "rule")
-    arrays = [stored(rule, name, x, given.compute) for name, x in zip(names, inputs, strict=True)]
-    kernel = kernel_for(rule, given.compute, static, names, arrays)
+    arrays = [x.data if isinstance(x, Tensor) else stored(rule, n, x, given.compute) for n, x in zip(names, inputs, strict=True)]
+    kernel = kernel_for(rule, given.compute, static, arrays)
     half = kernel is not None and result is FLOAT16 and context.forward == "nearest_even" and not watched()
     exact, extras = evaluate(rule, kernel, names, arrays, static, given.compute, half)
     data = exact if half else context.round(exact, result, "forward", address)
@@ -227,36 +229,39 @@ def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None =
     parents = tuple([(x.node or (x if x.name else None)) if isinstance(x, Tensor) else None for x in inputs])
     if not context.record or parents.count(None) == len(parents):
         return Tensor(data, result)
-    kept = remembered(rule, names, arrays, parents, static, extras, data)
+    kept = remembered(rule, arrays, parents, static | extras | {"y": data})
     return Tensor(data, result, Node(rule, kernel, parents, kept, result, data.shape, given.compute, address, context))
 
 
-def remembered(rule, names, arrays, parents, static, extras, y) -> dict:
-    """What the vjp names, and nothing else, each in the format that it has."""
-    known = static | extras | dict(zip(names, arrays, strict=True))
-    known["y"] = y
+def remembered(rule, arrays, parents, known: dict) -> dict:
+    """What the vjp names, and nothing else, each in the format that it has; `known`: what is not an input or about inputs."""
+    kept = {name: arrays[i] for name, i in rule.reads_inputs}
     for name, i in rule.reads_shapes:
-        known[name] = None if arrays[i] is None else np.shape(arrays[i])
-    if "shapes" in rule.reads:
-        known["shapes"] = [np.shape(a) for a in arrays]
-    if "needs" in rule.reads:
-        known["needs"] = tuple(p is not None for p in parents)
-    return {name: known[name] for name in rule.reads}
+        kept[name] = None if arrays[i] is None else arrays[i].shape
+    for name in rule.reads_more:
+        kept[name] = about_all(name, arrays, parents) if name in ("shapes", "needs") else known[name]
+    return kept
 
 
-def topological(root) -> Iterator:
+def about_all(name, arrays, parents):
+    """The shapes of all inputs, or for each whether anybody wants its cotangent: `needs`."""
+    return [np.shape(a) for a in arrays] if name == "shapes" else tuple(p is not None for p in parents)
+
+
+def topological(root) -> list:
     """Nodes and leaves behind a node, each after everything that uses it; no recursion, one fixed order."""
-    order, seen, stack = [], set(), [(root, False)]
+    order, seen, stack = [], set(), [root]
     while stack:
-        at, done = stack.pop()
-        if done:
-            order.append(at)
+        at = stack.pop()
+        if at is None:                       # everything behind the next one is in the list
+            order.append(stack.pop())
         elif id(at) not in seen:
             seen.add(id(at))
-            stack.append((at, True))
+            stack += at, None
             if isinstance(at, Node):
-                stack.extend((p, False) for p in at.parents if p is not None)
-    return reversed(order)
+                stack += [p for p in at.parents if p is not None]
+    order.reverse()
+    return order
 
 
 def backward(loss: Tensor) -> dict:
@@ -269,7 +274,7 @@ def backward(loss: Tensor) -> dict:
         raise MiniLLMError("backward: this graph was walked already, or never recorded (no_record, or no tensor with a name)")
     if loss.size != 1:
         raise MiniLLMError(f"backward needs a loss of one value, not of shape {loss.shape}: take its mean or sum")
-    xp, order = array_module(loss.data), list(topological(loss.node))
+    xp, order = array_module(loss.data), topological(loss.node)
     arriving, gradients, leaves = {id(loss.node): xp.ones(loss.shape, loss.node.compute)}, {}, {}
     uses = Counter(id(p) for at in order if isinstance(at, Node) for p in at.parents)
     to_come = uses.copy()
@@ -292,7 +297,7 @@ def backward(loss: Tensor) -> dict:
 
 def added(here, share, out):
     """Two shares of one cotangent summed in the compute format; a kernel may round the last sum on its way to memory."""
-    kernel = kernel_for(RULES["add"], here.dtype.type, {}, ("x", "z"), (here, share))
+    kernel = kernel_for(RULES["add"], here.dtype.type, {}, (here, share))
     return kernel.forward(here, share, out=out) if kernel else here + share
 
 

@@ -18,7 +18,7 @@ class ByHand:
         self.shape, self.low = model.shape, low
         self.parameters = {p.name: p.data for p in model.parameters()}                       # float32, the master weights
         self.m, self.v = ({name: np.zeros_like(p) for name, p in self.parameters.items()} for _ in range(2))
-        for room in ("products", "rowwise", "elementwise", "attention", "losses", "embedding", "optimizers"):
+        for room in ("products", "rowwise", "elementwise", "columns", "attention", "losses", "embedding", "optimizers"):
             setattr(self, room, kernels.load(room))
         convert = kernels.load("rounding")
         self.narrow, self.widen = (convert.to_float16, convert.to_float32) if low is np.float16 else (lambda x: x,) * 2
@@ -28,7 +28,7 @@ class ByHand:
         """Forward, backward, norm, clipped AdamW; the loss of ids and targets (B,T)."""
         loss = self.forward(ids, targets)
         gradients = self.backward(scale)
-        norm = float(np.sqrt(sum(self.optimizers.sum_of_squares(g, WIDE(1 / scale)) for g in gradients.values())))
+        norm = float(np.sqrt(self.optimizers.sum_of_squares(list(gradients.values()), WIDE(1 / scale))))
         self.update(gradients, lr, min(1.0, clip / (norm + 1e-6)) / scale)
         return float(loss)
 
@@ -39,7 +39,7 @@ class ByHand:
         self.weights = {name: self.narrow(w) for name, w in p.items() if w.ndim == 2 and name != "positions.weight"}
         tokens = self.embedding.embedding(p["tokens.weight"], ids, out=self.low)             # (B,T,C)
         positions = self.embedding.embedding(p["positions.weight"], rows, out=self.low)      # (T,C)
-        x, self.blocks = self.narrow(self.widen(tokens) + self.widen(positions)), []
+        x, self.blocks = self.columns.add(tokens, positions, out=self.low), []
         for i in range(self.shape.layers):
             x = self.block(x, f"block{i}")
         self.last = x, *self.normed(x, "norm")
@@ -78,8 +78,7 @@ class ByHand:
         g = self.normed_vjp(dy, x, mean, rstd, "norm", self.low)
         for i in reversed(range(self.shape.layers)):
             g = self.block_vjp(g, f"block{i}", *self.blocks.pop())
-        wide = self.widen(g)
-        of_tokens, of_positions = self.narrow(wide), self.narrow(wide.sum(0, dtype=WIDE))
+        of_tokens, of_positions = self.columns.add_vjp(g, g.shape, g.shape[1:], out=(self.low, self.low))
         table, _ = self.embedding.embedding_vjp(of_tokens, weight.shape, self.ids)
         self.gradients["tokens.weight"] = self.widen(dhead) + table
         self.gradients["positions.weight"], _ = self.embedding.embedding_vjp(
@@ -120,7 +119,7 @@ class ByHand:
         """AdamW on the float32 weights; decay on matrices only."""
         self.steps += 1
         numbers = [factor, *(1 - b for b in betas), *(1 / (1 - b**self.steps) for b in betas), eps, lr]
-        plain, decayed = (np.array([*numbers, d], np.float32) for d in (1.0, 1 - lr * decay))
-        for name, g in gradients.items():
-            w = self.parameters[name]
-            self.parameters[name] = self.optimizers.adamw(w, g, self.m[name], self.v[name], decayed if w.ndim > 1 else plain)
+        both = np.array([[*numbers, d] for d in (1.0, 1 - lr * decay)], np.float32)
+        arrays = [[held[name] for name in gradients] for held in (self.parameters, gradients, self.m, self.v)]
+        weights = self.optimizers.adamw(*arrays, both[[int(w.ndim > 1) for w in arrays[0]]])
+        self.parameters.update(zip(gradients, weights, strict=True))

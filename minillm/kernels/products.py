@@ -1,6 +1,7 @@
 """The rules made of products, on the compiled product: matmul and linear, forward and backward, operands as stored."""
 import numpy as np
 
+from minillm.kernels.columns import sums
 from minillm.kernels.matmul import matmul as product
 
 
@@ -32,5 +33,4 @@ def linear_vjp(g, x, weight, bias_shape, *, out=(np.float32,) * 3, **_):
     rows = g.reshape(-1, g.shape[-1])
     dx = product(rows, weight, out=out[0]).reshape(x.shape)
     dw = product(rows.T, x.reshape(-1, x.shape[-1]), out=out[1])
-    ones = np.ones((1, rows.shape[0]), np.float32)               # a row of them: the sum of each column, row after row
-    return dx, dw, product(ones, rows, out=out[2])[0] if bias_shape else None
+    return dx, dw, sums(rows, bias_shape, out[2]) if bias_shape else None

@@ -12,15 +12,19 @@ def global_norm(gradients: Iterable[np.ndarray], factor: float = 1.0) -> float:
 
     Values are multiplied before they are squared: scaled by 2^16 a float32 square could overflow where the gradient does not.
     """
-    kernel = kernels.load("optimizers").sum_of_squares if kernels.enabled() else None
+    sum_of_squares = kernels.load("optimizers").sum_of_squares if kernels.enabled() else sum_of_squares_of
+    together = {}
+    for g in gradients:
+        if g.size:
+            together.setdefault(g.dtype, []).append(g)
     with np.errstate(all="ignore"):
-        total, factor = np.float32(0), np.float32(factor)                      # the inverse of a scale of 2^-149 is infinite
-        for g in gradients:
-            if kernel and g.size:
-                total += kernel(g, factor)
-            else:
-                total += np.square(widen(g, np.float32) * factor).sum(dtype=np.float32)
-        return float(np.sqrt(total))
+        factor = np.float32(factor)                                            # the inverse of a scale of 2^-149 is infinite
+        return float(np.sqrt(sum((sum_of_squares(group, factor) for group in together.values()), np.float32(0))))
+
+
+def sum_of_squares_of(gradients: list[np.ndarray], factor: np.float32) -> np.float32:
+    """The sum of (g factor)^2, accumulated in float32: what the kernel stands in for."""
+    return sum((np.square(widen(g, np.float32) * factor).sum(dtype=np.float32) for g in gradients), np.float32(0))
 
 
 def clip_factor(norm: float, clip: float) -> float:

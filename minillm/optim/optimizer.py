@@ -57,11 +57,16 @@ class Optimizer:
         self.attempt = self.steps if attempt is None else attempt
         self.steps += 1
         with np.errstate(all="ignore"):
-            for name, p in self.parameters.items():
-                if name in gradients:
-                    if gradients[name].shape != p.shape:
-                        raise MiniLLMError(f"the gradient of {name} has shape {gradients[name].shape}, the parameter {p.shape}")
-                    self.update(name, p, gradients[name], lr, np.float32(factor))
+            given = [name for name in self.parameters if name in gradients]
+            for name in given:
+                if gradients[name].shape != self.parameters[name].shape:
+                    raise MiniLLMError(f"the gradient of {name} has shape {gradients[name].shape}, "
+                                       f"the parameter {self.parameters[name].shape}")
+            self.update_all(given, gradients, lr, np.float32(factor))
+
+    def update_all(self, names, gradients, lr, factor):
+        for name in names:
+            self.update(name, self.parameters[name], gradients[name], lr, factor)
 
     def update(self, name, p, gradient, lr, factor):
         raise NotImplementedError
