@@ -4,7 +4,7 @@ from numba import njit
 
 from minillm.errors import MiniLLMError
 from minillm.kernels.lanes import LANES, exp, fused, read, write
-from minillm.kernels.launch import TASK, in_pool
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.rounding import to_float16, to_float32
 from minillm.kernels.scalars import JIT, bits
 from minillm.kernels.tasks import VALUES, shares
@@ -28,7 +28,7 @@ def _gelu(task, each, x, y):       # x / 2 (1 + tanh z) = x / (1 + e^-2z)
 
 @njit(**JIT)
 def _gelu_pool(tasks, each, x, y):
-    in_pool(_gelu, tasks, (each, x, y))
+    many_in_pool(_gelu, tasks, (each, x, y))
 
 
 @njit(**TASK)
@@ -43,7 +43,7 @@ def _gelu_vjp(task, each, g, x, dx):
 
 @njit(**JIT)
 def _gelu_vjp_pool(tasks, each, g, x, dx):
-    in_pool(_gelu_vjp, tasks, (each, g, x, dx))
+    many_in_pool(_gelu_vjp, tasks, (each, g, x, dx))
 
 
 @njit(**TASK)
@@ -55,7 +55,7 @@ def _add(task, each, x, z, y):
 
 @njit(**JIT)
 def _add_pool(tasks, each, x, z, y):
-    in_pool(_add, tasks, (each, x, z, y))
+    many_in_pool(_add, tasks, (each, x, z, y))
 
 
 def on_values(pool, shape, out, *arrays) -> np.ndarray:

@@ -89,31 +89,36 @@ def run_body(b, body, room, threads, count):
             b.call(pool, [*addresses, nothing, WORD(0), WORD(2), threads])
 
 
-@intrinsic
-def in_pool(typingctx, task, tasks, arguments):
-    """task(number, *arguments) for number = 0 ... tasks - 1, in the pool, or in this thread where there are few."""
-    signature = task.get_call_type(typingctx, (types.intp, *arguments.types), {})
+def handing_out(alone):
+    @intrinsic
+    def in_pool(typingctx, task, tasks, arguments):
+        """task(number, *arguments) for number = 0 ... tasks - 1, in the pool; up to `alone` tasks in this thread."""
+        signature = task.get_call_type(typingctx, (types.intp, *arguments.types), {})
 
-    def emit(context, b, outer, given):
-        _, tasks, values = given
-        compiled = task.dispatcher.get_compile_result(signature)
-        context.add_linking_libs([compiled.library])
-        known = b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(WORD, []), "get_num_threads"), [])
-        threads = b.select(b.icmp_signed("<=", tasks, WORD(ALONE)), WORD(1), known)
-        counters = b.alloca(WORD, b.mul(threads, WORD(LINE)))
-        held = [tasks, threads, counters, values]
-        room = cgutils.alloca_once(b, ir.LiteralStructType([value.type for value in held]))
-        for i, value in enumerate(held):
-            b.store(value, cgutils.gep_inbounds(b, room, 0, i))
+        def emit(context, b, outer, given):
+            _, tasks, values = given
+            compiled = task.dispatcher.get_compile_result(signature)
+            context.add_linking_libs([compiled.library])
+            known = b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(WORD, []), "get_num_threads"), [])
+            threads = b.select(b.icmp_signed("<=", tasks, WORD(alone)), WORD(1), known)
+            counters = b.alloca(WORD, b.mul(threads, WORD(LINE)))
+            held = [tasks, threads, counters, values]
+            room = cgutils.alloca_once(b, ir.LiteralStructType([value.type for value in held]))
+            for i, value in enumerate(held):
+                b.store(value, cgutils.gep_inbounds(b, room, 0, i))
 
-        def set_counter(part):
-            b.store(start_of(b, part, threads, tasks), b.gep(counters, [b.mul(part, WORD(LINE))]))
-        count_up(b, b.function, WORD(0), threads, set_counter)
+            def set_counter(part):
+                b.store(start_of(b, part, threads, tasks), b.gep(counters, [b.mul(part, WORD(LINE))]))
+            count_up(b, b.function, WORD(0), threads, set_counter)
 
-        def work(b, number, values):
-            each = [b.extract_value(values, i) for i in range(len(arguments))]
-            context.call_internal_no_propagate(b, compiled.fndesc, signature, [number, *each])
-        body = thread_body(b.module, f"{b.function.name}.tasks", room.type, work)
-        run_body(b, body, room, threads, cgutils.alloca_once(b, WORD))
-        return context.get_dummy_value()
-    return types.void(task, types.intp, arguments), emit
+            def work(b, number, values):
+                each = [b.extract_value(values, i) for i in range(len(arguments))]
+                context.call_internal_no_propagate(b, compiled.fndesc, signature, [number, *each])
+            body = thread_body(b.module, b.module.get_unique_name(f"{b.function.name}.tasks"), room.type, work)
+            run_body(b, body, room, threads, cgutils.alloca_once(b, WORD))
+            return context.get_dummy_value()
+        return types.void(task, types.intp, arguments), emit
+    return in_pool
+
+
+in_pool, many_in_pool = handing_out(1), handing_out(ALONE)                     # tasks of tens of microseconds; of a few

@@ -4,7 +4,7 @@ import functools
 import numpy as np
 from numba import njit
 
-from minillm.kernels.launch import TASK, in_pool
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.scalars import JIT, bits, bits_float, float_bits, load, store
 from minillm.kernels.tasks import shares
 
@@ -20,7 +20,7 @@ def _copy(task, x, out, each):
 
 @njit(**JIT)
 def _copy_pool(tasks, x, out, each):
-    in_pool(_copy, tasks, (x, out, each))
+    many_in_pool(_copy, tasks, (x, out, each))
 
 
 def _run(pool, x, out, *rest):
@@ -78,7 +78,7 @@ def _shorten(task, x, out, each, digits, in_place):
 
 @njit(**JIT)
 def _shorten_pool(tasks, x, out, each, digits, in_place):
-    in_pool(_shorten, tasks, (x, out, each, digits, in_place))
+    many_in_pool(_shorten, tasks, (x, out, each, digits, in_place))
 
 
 @njit(**JIT)
@@ -150,7 +150,7 @@ def _nearest_even(task, x, out, each, mantissa, lowest, positive, negatives, nan
 
 @njit(**JIT)
 def _nearest_even_pool(tasks, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly):
-    in_pool(_nearest_even, tasks, (x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly))
+    many_in_pool(_nearest_even, tasks, (x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly))
 
 
 def _grid(mode):

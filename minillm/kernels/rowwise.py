@@ -11,7 +11,7 @@ from numba import njit
 from minillm.errors import MiniLLMError
 from minillm.kernels.elementwise import stored
 from minillm.kernels.lanes import AHEAD, LANES, fetch_ahead, fetch_ahead_to_write, fused, in_every_lane, read, total, write
-from minillm.kernels.launch import TASK, in_pool
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.scalars import JIT, bits
 from minillm.kernels.tasks import VALUES, shares
 
@@ -59,7 +59,7 @@ def _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd):
 
 @njit(**JIT)
 def _layer_norm_pool(tasks, each, rows, C, x, gain, shift, eps, y, mean, rstd):
-    in_pool(_layer_norm, tasks, (each, rows, C, x, gain, shift, eps, y, mean, rstd))
+    many_in_pool(_layer_norm, tasks, (each, rows, C, x, gain, shift, eps, y, mean, rstd))
 
 
 @njit(**TASK)
@@ -91,7 +91,7 @@ def _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshi
 
 @njit(**JIT)
 def _layer_norm_vjp_pool(tasks, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift):
-    in_pool(_layer_norm_vjp, tasks, (each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift))
+    many_in_pool(_layer_norm_vjp, tasks, (each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift))
     onto_the_first(tasks, C, dgain)
     onto_the_first(tasks, C, dshift)
 
@@ -111,7 +111,7 @@ def _rms_norm(task, each, rows, C, x, gain, eps, y, rms):
 
 @njit(**JIT)
 def _rms_norm_pool(tasks, each, rows, C, x, gain, eps, y, rms):
-    in_pool(_rms_norm, tasks, (each, rows, C, x, gain, eps, y, rms))
+    many_in_pool(_rms_norm, tasks, (each, rows, C, x, gain, eps, y, rms))
 
 
 @njit(**TASK)
@@ -131,7 +131,7 @@ def _rms_norm_vjp(task, each, rows, C, g, x, gain, rms, dx, dgain):
 
 @njit(**JIT)
 def _rms_norm_vjp_pool(tasks, each, rows, C, g, x, gain, rms, dx, dgain):
-    in_pool(_rms_norm_vjp, tasks, (each, rows, C, g, x, gain, rms, dx, dgain))
+    many_in_pool(_rms_norm_vjp, tasks, (each, rows, C, g, x, gain, rms, dx, dgain))
     onto_the_first(tasks, C, dgain)
 
 

@@ -22,7 +22,7 @@ from minillm.kernels.lanes import (
     whole_vectors,
     write,
 )
-from minillm.kernels.launch import TASK, in_pool
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.rowwise import BLOCK, expect, flat, row_shares, rows_in
 from minillm.kernels.scalars import JIT
 
@@ -64,7 +64,7 @@ def _softmax(task, each, rows, C, x, mask, y):
 
 @njit(**JIT)
 def _softmax_pool(tasks, each, rows, C, x, mask, y):
-    in_pool(_softmax, tasks, (each, rows, C, x, mask, y))
+    many_in_pool(_softmax, tasks, (each, rows, C, x, mask, y))
 
 
 @njit(**TASK)
@@ -83,7 +83,7 @@ def _softmax_vjp(task, each, rows, C, g, y, dx):
 
 @njit(**JIT)
 def _softmax_vjp_pool(tasks, each, rows, C, g, y, dx):
-    in_pool(_softmax_vjp, tasks, (each, rows, C, g, y, dx))
+    many_in_pool(_softmax_vjp, tasks, (each, rows, C, g, y, dx))
 
 
 @njit(**TASK)
@@ -102,7 +102,7 @@ def _log_softmax(task, each, rows, C, x, y):
 
 @njit(**JIT)
 def _log_softmax_pool(tasks, each, rows, C, x, y):
-    in_pool(_log_softmax, tasks, (each, rows, C, x, y))
+    many_in_pool(_log_softmax, tasks, (each, rows, C, x, y))
 
 
 @njit(**TASK)
@@ -118,7 +118,7 @@ def _log_softmax_vjp(task, each, rows, C, g, y, dx):
 
 @njit(**JIT)
 def _log_softmax_vjp_pool(tasks, each, rows, C, g, y, dx):
-    in_pool(_log_softmax_vjp, tasks, (each, rows, C, g, y, dx))
+    many_in_pool(_log_softmax_vjp, tasks, (each, rows, C, g, y, dx))
 
 
 def mask_rows(mask, shape):
