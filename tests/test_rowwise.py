@@ -258,22 +258,8 @@ def test_one_thread_and_two_give_the_same_bits():
     assert len(set(eval(found[0]).values())) == len(STATIC)
 
 
-def tasks_of(name, monkeypatch, alone):
-    """The same results with the pool for more tasks than `alone`, and how many tasks ran outside it."""
-    tasks, count = room.load("tasks"), []
-    monkeypatch.setattr(tasks, "ALONE", alone)
-    module = room.load("elementwise" if name == "add" else KERNELS[name].room)         # columns.add calls it for equal shapes
-    monkeypatch.setattr(module, "run", lambda kernel, pool, n, *rest: (
-        count.append(n), tasks.run(lambda *a: (count.append(0), kernel(*a)), pool, n, *rest)))
-    return everything(name), count
-
-
-@pytest.mark.parametrize("name", STATIC)
-def test_tasks_one_after_the_other_give_the_pools_bits(name, monkeypatch):
-    (pool, in_pool), (one_by_one, alone) = (tasks_of(name, monkeypatch, n) for n in (4, 100))
-    assert pool == one_by_one
-    assert min(in_pool) > 4                      # it really splits
-    assert alone.count(0) == sum(in_pool)
+def test_what_is_shared_out_really_splits():
+    assert room.load("rowwise").row_shares((13, 361, 13))[3] > room.load("launch").ALONE
 
 
 @given(st.integers(0, 10**7), st.integers(0, 5000))

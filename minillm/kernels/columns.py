@@ -6,19 +6,20 @@ As a product with a row of ones, which is the same sum, a gradient of 768 x 128 
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minillm.errors import MiniLLMError
 from minillm.kernels import elementwise
 from minillm.kernels.elementwise import stored
 from minillm.kernels.lanes import LANES, in_every_lane, read, write
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.scalars import JIT, bits
-from minillm.kernels.tasks import POOL, VALUES, run, shares
+from minillm.kernels.tasks import VALUES, shares
 
 ZERO = np.float32(0)
 
 
-@njit(**JIT)
+@njit(**TASK)
 def _sums(task, each, rows, C, g, sums):
     for j in range(task * each, min((task + 1) * each, C), LANES):
         column = in_every_lane(ZERO)
@@ -27,13 +28,12 @@ def _sums(task, each, rows, C, g, sums):
         write(sums, j, C - j, column)
 
 
-@njit(**POOL)
-def _sums_pool(tasks, each, rows, C, g, sums):
-    for task in prange(tasks):
-        _sums(task, each, rows, C, g, sums)
-
-
 @njit(**JIT)
+def _sums_pool(tasks, each, rows, C, g, sums):
+    many_in_pool(_sums, tasks, (each, rows, C, g, sums))
+
+
+@njit(**TASK)
 def _add(task, each, rows, C, x, z, y):
     for j in range(task * each, min((task + 1) * each, C), LANES):
         same = read(z, j, C - j, ZERO)
@@ -41,10 +41,9 @@ def _add(task, each, rows, C, x, z, y):
             write(y, i * C + j, C - j, read(x, i * C + j, C - j, ZERO) + same)
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _add_pool(tasks, each, rows, C, x, z, y):
-    for task in prange(tasks):
-        _add(task, each, rows, C, x, z, y)
+    many_in_pool(_add, tasks, (each, rows, C, x, z, y))
 
 
 def column_shares(rows, C):
@@ -58,7 +57,7 @@ def sums(g, shape, out):
     C = math.prod(shape)
     y, rows = np.empty(shape, out), g.size // C
     each, tasks = column_shares(rows, C)
-    run(_sums, _sums_pool, tasks, each, rows, C, bits(g.reshape(-1)), bits(y.reshape(-1)))
+    _sums_pool(tasks, each, rows, C, bits(g.reshape(-1)), bits(y.reshape(-1)))
     return y
 
 
@@ -70,7 +69,7 @@ def add(x, z, *, out):
         raise MiniLLMError(f"add's kernel got arrays of shapes {x.shape} and {z.shape}: the second must be the end of the first")
     y, C = np.empty(x.shape, out), z.size
     each, tasks = column_shares(x.size // C, C)
-    run(_add, _add_pool, tasks, each, x.size // C, C, *(bits(a.reshape(-1)) for a in (x, z, y)))
+    _add_pool(tasks, each, x.size // C, C, *(bits(a.reshape(-1)) for a in (x, z, y)))
     return y
 
 

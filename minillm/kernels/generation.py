@@ -5,15 +5,15 @@ float32's time. What is left is the way from op to op; one compiled function for
 A row's sum runs in an order that depends on its length alone, and work is shared out by the shapes of arrays alone.
 """
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
 from minillm.kernels.dot import rows_dot
+from minillm.kernels.launch import TASK, in_pool
 from minillm.kernels.scalars import JIT, bits_float, exp, float_bits, load, store
-from minillm.kernels.tasks import POOL
 
 LANES = 16
-TASK = 2**16                       # bytes of weights in a task: some 5 us of a core; handing it to a thread costs 3
+SHARE = 2**16                      # bytes of weights in a task: some 5 us of a core; handing it to a thread costs 3
 MOST_TASKS = 16
 LARGEST_CODE, INFINITE = np.float32(127), np.int32(0x7F800000)
 LOWEST = np.float32(2.0**-126)                                                 # of a scale: normal
@@ -31,19 +31,14 @@ def widened(x):
     return wide
 
 
-@njit(**JIT)
-def some_rows(x, y, weight, bias, start, stop):
-    """y[start:stop] = weight[start:stop] x + bias, x float32."""
+@njit(**TASK)
+def some_rows(task, tasks, x, y, weight, bias):
+    """A task's part of y = weight x + bias, x float32."""
+    start, stop = task * y.size // tasks, (task + 1) * y.size // tasks
     sums = np.empty(stop - start, np.float32)
     rows_dot(x, 0, weight.reshape(-1), start * x.size, x.size, x.size, sums, stop - start)
     for n in range(start, stop):
         store(y, n, sums[n - start] + bias[n])
-
-
-@njit(**POOL)
-def shared_rows(x, y, weight, bias, tasks):
-    for task in prange(tasks):
-        some_rows(x, y, weight, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
 
 
 @njit(**JIT)
@@ -60,45 +55,34 @@ def to_codes(x):
     return codes, scale
 
 
-@njit(**JIT)
-def some_rows_int8(x, x_scale, y, weight, scale, bias, start, stop):
-    """y[start:stop] = (weight x) (x_scale scale) + bias, the product of codes an exact int32."""
+@njit(**TASK)
+def some_rows_int8(task, tasks, x, x_scale, y, weight, scale, bias):
+    """A task's part of y = (weight x) (x_scale scale) + bias, the product of codes an exact int32."""
+    start, stop = task * y.size // tasks, (task + 1) * y.size // tasks
     sums = np.empty(stop - start, np.int32)
     rows_dot(x, 0, weight.reshape(-1), start * x.size, x.size, x.size, sums, stop - start)
     for n in range(start, stop):
         y[n] = np.float32(sums[n - start]) * np.float32(x_scale * scale[n]) + bias[n]
 
 
-@njit(**POOL)
-def shared_rows_int8(x, x_scale, y, weight, scale, bias, tasks):
-    for task in prange(tasks):
-        some_rows_int8(x, x_scale, y, weight, scale, bias, task * y.size // tasks, (task + 1) * y.size // tasks)
-
-
 @njit(**JIT)
 def tasks_of(array):
     """How many tasks share these weights: one, without the pool, where less than two would be full."""
-    return max(1, min(MOST_TASKS, array.size * array.itemsize // TASK))
+    return max(1, min(MOST_TASKS, array.size * array.itemsize // SHARE))
 
 
 @njit(**JIT)
 def linear_float(x, y, weight, bias):
     """Into y (N,): weight (N,K) x (K,) + bias (N,); weight, x, y float32 or float16 as bits; float32 accumulate, rounded once."""
-    wide, tasks = widened(x), tasks_of(weight)
-    if tasks == 1:
-        some_rows(wide, y, weight, bias, 0, y.size)
-    else:
-        shared_rows(wide, y, weight, bias, tasks)
+    tasks = tasks_of(weight)
+    in_pool(some_rows, tasks, (tasks, widened(x), y, weight, bias))
 
 
 @njit(**JIT)
 def linear_int8(x, y, weight, scale, bias):
     """Into y (N,) float32: codes (N,K) int8 with a scale (N,) times x (K,) float32, which becomes codes first, + bias (N,)."""
     (codes, x_scale), tasks = to_codes(x), tasks_of(weight)
-    if tasks == 1:
-        some_rows_int8(codes, x_scale, y, weight, scale, bias, 0, y.size)
-    else:
-        shared_rows_int8(codes, x_scale, y, weight, scale, bias, tasks)
+    in_pool(some_rows_int8, tasks, (tasks, codes, x_scale, y, weight, scale, bias))
 
 
 def linear(x, y, weight, scale, bias):
@@ -115,8 +99,8 @@ def _linear(x, y, weight, scale, bias):
 
 # --- one query over the cached keys
 
-@njit(**JIT)
-def attend_head(q, keys, values, count, head, heads, y):
+@njit(**TASK)
+def attend_head(head, q, keys, values, count, heads, y):
     """One head of a query (C,) float32 over the first `count` rows of keys and values (T,C), into y (C,); softmax in float32."""
     C, D = q.size, q.size // heads
     first, scale = head * D, np.float32(D) ** np.float32(-0.5)
@@ -138,21 +122,15 @@ def attend_head(q, keys, values, count, head, heads, y):
         store(y, first + d, mixed[d])
 
 
-@njit(**POOL)
-def attend_heads(q, keys, values, count, heads, y):
-    for head in prange(heads):
-        attend_head(q, keys, values, count, head, heads, y)
-
-
 @njit(**JIT)
 def attend(q, keys, values, count, heads, y):
     """Into y (C,): attention of a query (C,) over the first `count` of keys and values (T,C)."""
     wide = widened(q)
-    if 2 * count * q.size * q.itemsize < TASK:
+    if 2 * count * q.size * q.itemsize < SHARE:
         for head in range(heads):
-            attend_head(wide, keys, values, count, head, heads, y)
+            attend_head(head, wide, keys, values, count, heads, y)
     else:
-        attend_heads(wide, keys, values, count, heads, y)
+        in_pool(attend_head, heads, (wide, keys, values, count, heads, y))
 
 
 # --- the ops between

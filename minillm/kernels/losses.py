@@ -1,18 +1,19 @@
 """Cross-entropy, forward and backward, a row of logits at a time: no probability is kept, the log-sum-exp of each row is."""
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minillm.kernels import lanes, scalars
 from minillm.kernels.lanes import LANES, in_every_lane, larger, largest, read, total, write
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.rounding import to_float16
 from minillm.kernels.scalars import JIT, bits, load, store
-from minillm.kernels.tasks import POOL, run, shares
+from minillm.kernels.tasks import shares
 
 LEAST = 2048                       # logits in a task at least: 1 us
 ZERO, ONE, INF, NAN = (np.float32(x) for x in (0, 1, np.inf, np.nan))
 
 
-@njit(**JIT)
+@njit(**TASK)
 def _cross_entropy(task, each, V, logits, targets, counted, lse, losses):
     for i in range(task * each, min((task + 1) * each, targets.size)):
         at, top, sums = i * V, in_every_lane(-INF), in_every_lane(ZERO)
@@ -26,13 +27,12 @@ def _cross_entropy(task, each, V, logits, targets, counted, lse, losses):
         losses[i] = lse[i] - picked if counted[i] else ZERO
 
 
-@njit(**POOL)
-def _cross_entropy_pool(tasks, each, V, logits, targets, counted, lse, losses):
-    for task in prange(tasks):
-        _cross_entropy(task, each, V, logits, targets, counted, lse, losses)
-
-
 @njit(**JIT)
+def _cross_entropy_pool(tasks, each, V, logits, targets, counted, lse, losses):
+    many_in_pool(_cross_entropy, tasks, (each, V, logits, targets, counted, lse, losses))
+
+
+@njit(**TASK)
 def _cross_entropy_vjp(task, each, V, logits, targets, counted, lse, weight, dlogits):
     for i in range(task * each, min((task + 1) * each, targets.size)):
         at, target, w = i * V, targets[i], weight if counted[i] else ZERO
@@ -42,10 +42,9 @@ def _cross_entropy_vjp(task, each, V, logits, targets, counted, lse, weight, dlo
             store(dlogits, at + target, (scalars.exp(load(logits, at + target) - lse[i]) - ONE) * w)
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _cross_entropy_vjp_pool(tasks, each, V, logits, targets, counted, lse, weight, dlogits):
-    for task in prange(tasks):
-        _cross_entropy_vjp(task, each, V, logits, targets, counted, lse, weight, dlogits)
+    many_in_pool(_cross_entropy_vjp, tasks, (each, V, logits, targets, counted, lse, weight, dlogits))
 
 
 def rows_that_count(targets, ignore):
@@ -60,7 +59,7 @@ def cross_entropy(logits, targets, *, ignore=None, out):
     V, (targets, counted, number) = logits.shape[-1], rows_that_count(targets, ignore)
     lse, losses = np.empty((targets.size, 1), np.float32), np.empty(targets.size, np.float32)
     each, tasks = shares(targets.size, LEAST // V)
-    run(_cross_entropy, _cross_entropy_pool, tasks, each, V, bits(logits.reshape(-1)), targets, counted, lse.reshape(-1), losses)
+    _cross_entropy_pool(tasks, each, V, bits(logits.reshape(-1)), targets, counted, lse.reshape(-1), losses)
     loss = np.asarray(losses.sum(dtype=np.float32) / number)                               # () f32, float32 accumulate
     return (to_float16(loss) if out is np.float16 else loss), {"lse": lse}
 
@@ -69,6 +68,6 @@ def cross_entropy_vjp(g, logits, targets, lse, *, ignore=None, out=(np.float32, 
     """The cotangent of the logits; none of the targets."""
     V, (targets, counted, number) = logits.shape[-1], rows_that_count(targets, ignore)
     dlogits, (each, tasks) = np.empty(logits.shape, out[0]), shares(targets.size, LEAST // V)
-    run(_cross_entropy_vjp, _cross_entropy_vjp_pool, tasks, each, V, bits(logits.reshape(-1)), targets, counted, lse.reshape(-1),
+    _cross_entropy_vjp_pool(tasks, each, V, bits(logits.reshape(-1)), targets, counted, lse.reshape(-1),
         np.float32(g) / number, bits(dlogits.reshape(-1)))
     return dlogits, None

@@ -8,12 +8,13 @@ import functools
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, prange, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from minillm.errors import MiniLLMError
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.scalars import JIT, bits, load, store
-from minillm.kernels.tasks import ALONE, POOL, shares
+from minillm.kernels.tasks import shares
 
 LEAST, LANES = 2048, 64            # values in a task at least: AdamW moves 28 bytes for each, 3 us in all
 
@@ -64,13 +65,9 @@ def all_bits(arrays):
     return arrays, arrays[0].reshape(-1)
 
 
-def run(alone, pool, tasks, *arguments):
-    (pool if len(tasks) > ALONE else alone)(tasks, *arguments)
-
-
 # the sum of squares
 
-@njit(**JIT)
+@njit(**TASK)
 def _sum_of_squares(task, tasks, addresses, like, factor, parts):
     """The sum of a task: 64 sums side by side, then the upper half onto the lower, in an order that is always the same."""
     g = _share(tasks, task, addresses, like)
@@ -88,16 +85,9 @@ def _sum_of_squares(task, tasks, addresses, like, factor, parts):
     parts[task] = lanes[0]
 
 
-@njit(**POOL)
-def _sum_of_squares_pool(tasks, addresses, like, factor, parts):
-    for task in prange(len(tasks)):
-        _sum_of_squares(task, tasks, addresses, like, factor, parts)
-
-
 @njit(**JIT)
-def _sum_of_squares_alone(tasks, addresses, like, factor, parts):
-    for task in range(len(tasks)):
-        _sum_of_squares(task, tasks, addresses, like, factor, parts)
+def _sum_of_squares_pool(tasks, addresses, like, factor, parts):
+    many_in_pool(_sum_of_squares, len(tasks), (tasks, addresses, like, factor, parts))
 
 
 def sum_of_squares(gradients: list[np.ndarray], factor: np.float32) -> np.float32:
@@ -107,13 +97,13 @@ def sum_of_squares(gradients: list[np.ndarray], factor: np.float32) -> np.float3
     for row, g in enumerate(gradients):
         _note(addresses, row, g)
     parts = np.empty(len(tasks), np.float32)
-    run(_sum_of_squares_alone, _sum_of_squares_pool, tasks, addresses, like, factor, parts)
+    _sum_of_squares_pool(tasks, addresses, like, factor, parts)
     return parts.sum(dtype=np.float32)
 
 
 # AdamW
 
-@njit(**JIT)
+@njit(**TASK)
 def _adamw(task, tasks, table, w_like, g_like, m_like, numbers):
     w, out = _share(tasks, task, table[:, 0], w_like), _share(tasks, task, table[:, 4], w_like)
     m, v = _share(tasks, task, table[:, 2], m_like), _share(tasks, task, table[:, 3], m_like)
@@ -129,16 +119,9 @@ def _adamw(task, tasks, table, w_like, g_like, m_like, numbers):
         store(out, i, load(w, i) * decay - lr * update)
 
 
-@njit(**POOL)
-def _adamw_pool(tasks, table, w_like, g_like, m_like, numbers):
-    for task in prange(len(tasks)):
-        _adamw(task, tasks, table, w_like, g_like, m_like, numbers)
-
-
 @njit(**JIT)
-def _adamw_alone(tasks, table, w_like, g_like, m_like, numbers):
-    for task in range(len(tasks)):
-        _adamw(task, tasks, table, w_like, g_like, m_like, numbers)
+def _adamw_pool(tasks, table, w_like, g_like, m_like, numbers):
+    many_in_pool(_adamw, len(tasks), (tasks, table, w_like, g_like, m_like, numbers))
 
 
 def adamw(weights: list, gradients: list, m: list, v: list, numbers: np.ndarray) -> list[np.ndarray]:
@@ -152,7 +135,7 @@ def adamw(weights: list, gradients: list, m: list, v: list, numbers: np.ndarray)
     tasks, table = tasks_of(tuple([w.size for w in weights])), np.empty((len(weights), 5), np.int64)
     for row, arrays in enumerate(zip(*held, strict=True)):
         _note_all(table, row, *arrays)
-    run(_adamw_alone, _adamw_pool, tasks, table, *likes[:3], numbers)
+    _adamw_pool(tasks, table, *likes[:3], numbers)
     for moments, used in zip((*m, *v), (*held[2], *held[3]), strict=True):
         if not moments.flags.c_contiguous:       # then `bits` has made a copy, and the update is in that
             moments[...] = used.view(moments.dtype)

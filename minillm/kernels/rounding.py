@@ -2,31 +2,31 @@
 import functools
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.scalars import JIT, bits, bits_float, float_bits, load, store
-from minillm.kernels.tasks import POOL, run, shares
+from minillm.kernels.tasks import shares
 
 LEAST = 8192
 
 
-@njit(**JIT)
+@njit(**TASK)
 def _copy(task, x, out, each):
     x, out = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each]
     for i in range(x.size):
         store(out, i, load(x, i))
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _copy_pool(tasks, x, out, each):
-    for task in prange(tasks):
-        _copy(task, x, out, each)
+    many_in_pool(_copy, tasks, (x, out, each))
 
 
-def _run(task, pool, x, out, *rest):
+def _run(pool, x, out, *rest):
     """Flat arrays, in tasks of at least 8192 values: 3 to 10 us each."""
     each, tasks = shares(x.size, LEAST)
-    run(task, pool, tasks, x, out, each, *rest)
+    pool(tasks, x, out, each, *rest)
 
 
 def _each(kernel, x, dtype):
@@ -43,7 +43,7 @@ def _each(kernel, x, dtype):
 
 
 def _copied(x, out):
-    _run(_copy, _copy_pool, x, out)
+    _run(_copy_pool, x, out)
 
 
 def to_float16(x: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def _shortened(value, drop):
     return bits_float(quiet if np.int32(pattern & 0x7FFFFFFF) > 0x7F800000 else np.int32(np.int32(pattern + half) & kept))
 
 
-@njit(**JIT)
+@njit(**TASK)
 def _shorten(task, x, out, each, digits, in_place):
     x, out, drop = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each], np.int32(digits)
     if in_place:                                 # a loop of its own: where x and out may overlap, nothing is vectorised
@@ -76,10 +76,9 @@ def _shorten(task, x, out, each, digits, in_place):
             out[i] = _shortened(x[i], drop)
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _shorten_pool(tasks, x, out, each, digits, in_place):
-    for task in prange(tasks):
-        _shorten(task, x, out, each, digits, in_place)
+    many_in_pool(_shorten, tasks, (x, out, each, digits, in_place))
 
 
 @njit(**JIT)
@@ -127,7 +126,7 @@ def _nearest(size, drop, tiny, evenly):
     return normal if size >= tiny else near
 
 
-@njit(**JIT)
+@njit(**TASK)
 def _nearest_even(task, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly):
     """Nearest even. Most arrays lie within the ends of their format: 2048 values that do not are done again with care."""
     x, out = x[task * each:(task + 1) * each], out[task * each:(task + 1) * each]
@@ -149,10 +148,9 @@ def _nearest_even(task, x, out, each, mantissa, lowest, positive, negatives, nan
                 rounded[i] = _finished(result, pattern, False, positive, negatives, nan, minus_zero)
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _nearest_even_pool(tasks, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly):
-    for task in prange(tasks):
-        _nearest_even(task, x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly)
+    many_in_pool(_nearest_even, tasks, (x, out, each, mantissa, lowest, positive, negatives, nan, minus_zero, evenly))
 
 
 def _grid(mode):
@@ -219,9 +217,9 @@ def shorten(x: np.ndarray, digits: int, overwrite: bool = False) -> np.ndarray:
     """float32 without its last `digits` bits, 1 to 22, nearest even; in the memory of x itself where that may be overwritten."""
     if overwrite and x.flags.c_contiguous and x.flags.writeable:
         flat = bits(x.reshape(-1))
-        _run(_shorten, _shorten_pool, flat, flat, digits, True)
+        _run(_shorten_pool, flat, flat, digits, True)
         return x
-    return _each(lambda flat, out: _run(_shorten, _shorten_pool, flat, out, digits, False), x, np.float32)
+    return _each(lambda flat, out: _run(_shorten_pool, flat, out, digits, False), x, np.float32)
 
 
 def to_grid(x: np.ndarray, format, mode: str, random: int, key: int, overwrite: bool = False) -> np.ndarray:
@@ -230,7 +228,7 @@ def to_grid(x: np.ndarray, format, mode: str, random: int, key: int, overwrite: 
         return shorten(x, 23 - format.mantissa_bits, overwrite)
     if mode == "nearest_even":
         facts = [fact for name, fact in _facts(format).items() if name != "smallest"]
-        return _each(lambda values, out: _run(_nearest_even, _nearest_even_pool, values, out, *facts), x, np.float32)
+        return _each(lambda values, out: _run(_nearest_even_pool, values, out, *facts), x, np.float32)
     bits_drawn = np.uint32(32 - random), np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
     if mode == "stochastic":
         x = np.ascontiguousarray(x).reshape(x.shape)                         # a value's bits come from its place in C's order

@@ -2,16 +2,18 @@
 
 Cotangents of gain and shift are sums over rows: first over the rows of each task, then over the tasks in their order.
 """
+import functools
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minillm.errors import MiniLLMError
 from minillm.kernels.elementwise import stored
-from minillm.kernels.lanes import LANES, fused, in_every_lane, read, total, write
+from minillm.kernels.lanes import AHEAD, LANES, fetch_ahead, fetch_ahead_to_write, fused, in_every_lane, read, total, write
+from minillm.kernels.launch import TASK, many_in_pool
 from minillm.kernels.scalars import JIT, bits
-from minillm.kernels.tasks import POOL, VALUES, run, shares
+from minillm.kernels.tasks import VALUES, shares
 
 ZERO, ONE = np.float32(0), np.float32(1)
 BLOCK = 2048                       # values that pass a loop before the next loop begins: else each row waits for its own sums
@@ -22,7 +24,15 @@ def rows_in(values, C):
     return max(values // max(C, 1), 1)
 
 
-@njit(**JIT)
+@njit(inline="always")
+def onto_the_first(tasks, C, sums):
+    """The sums of every task are added to those of the first, in the order of tasks."""
+    for task in range(1, tasks):
+        for j in range(C):
+            sums[j] += sums[task * C + j]
+
+
+@njit(**TASK)
 def _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd):
     end, step = min((task + 1) * each, rows), rows_in(BLOCK, C)
     for first in range(task * each, end, step):
@@ -30,6 +40,8 @@ def _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd):
         for i in range(first, stop):
             sums = in_every_lane(ZERO)
             for j in range(0, C, LANES):
+                fetch_ahead(x, i * C + j + AHEAD)
+                fetch_ahead_to_write(y, i * C + j)
                 sums = sums + read(x, i * C + j, C - j, ZERO)
             mean[i] = total(sums) / np.float32(C)
         for i in range(first, stop):
@@ -45,13 +57,12 @@ def _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd):
                 write(y, i * C + j, C - j, fused(normal, read(gain, j, C - j, ZERO), read(shift, j, C - j, ZERO)))
 
 
-@njit(**POOL)
-def _layer_norm_pool(tasks, each, rows, C, x, gain, shift, eps, y, mean, rstd):
-    for task in prange(tasks):
-        _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd)
-
-
 @njit(**JIT)
+def _layer_norm_pool(tasks, each, rows, C, x, gain, shift, eps, y, mean, rstd):
+    many_in_pool(_layer_norm, tasks, (each, rows, C, x, gain, shift, eps, y, mean, rstd))
+
+
+@njit(**TASK)
 def _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift):
     a, b = np.empty(each, np.float32), np.empty(each, np.float32)
     end, step = min((task + 1) * each, rows), rows_in(BLOCK, C)
@@ -60,27 +71,32 @@ def _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshi
         for i in range(first, stop):
             m, r, along, across = mean[i], rstd[i], in_every_lane(ZERO), in_every_lane(ZERO)
             for j in range(0, C, LANES):
+                fetch_ahead(g, i * C + j + AHEAD)
+                fetch_ahead(x, i * C + j + AHEAD)
+                fetch_ahead_to_write(dx, i * C + j)
                 gj, normal = read(g, i * C + j, C - j, ZERO), (read(x, i * C + j, C - j, m) - m) * r
                 h = gj * read(gain, j, C - j, ZERO)
                 along, across = along + h, fused(h, normal, across)
-                at = task * C + j                # this task's row of dgain and dshift
-                write(dgain, at, C - j, fused(gj, normal, read(dgain, at, C - j, ZERO)))
-                write(dshift, at, C - j, gj + read(dshift, at, C - j, ZERO))
             a[i - first], b[i - first] = total(along) / np.float32(C), total(across) / np.float32(C)
-        for i in range(first, stop):
-            m, r = mean[i], rstd[i]
-            for j in range(0, C, LANES):
-                h, normal = read(g, i * C + j, C - j, ZERO) * read(gain, j, C - j, ZERO), (read(x, i * C + j, C - j, m) - m) * r
-                write(dx, i * C + j, C - j, (h - a[i - first] - normal * b[i - first]) * r)
-
-
-@njit(**POOL)
-def _layer_norm_vjp_pool(tasks, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift):
-    for task in prange(tasks):
-        _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift)
+        for j in range(0, C, LANES):             # the sums over rows stay in registers
+            gains, with_normal = read(gain, j, C - j, ZERO), read(dgain, task * C + j, C - j, ZERO)
+            alone = read(dshift, task * C + j, C - j, ZERO)
+            for i in range(first, stop):
+                gj, normal = read(g, i * C + j, C - j, ZERO), (read(x, i * C + j, C - j, mean[i]) - mean[i]) * rstd[i]
+                with_normal, alone = fused(gj, normal, with_normal), alone + gj
+                write(dx, i * C + j, C - j, (gj * gains - a[i - first] - normal * b[i - first]) * rstd[i])
+            write(dgain, task * C + j, C - j, with_normal)
+            write(dshift, task * C + j, C - j, alone)
 
 
 @njit(**JIT)
+def _layer_norm_vjp_pool(tasks, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift):
+    many_in_pool(_layer_norm_vjp, tasks, (each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshift))
+    onto_the_first(tasks, C, dgain)
+    onto_the_first(tasks, C, dshift)
+
+
+@njit(**TASK)
 def _rms_norm(task, each, rows, C, x, gain, eps, y, rms):
     for i in range(task * each, min((task + 1) * each, rows)):
         at, squares = i * C, in_every_lane(ZERO)
@@ -93,13 +109,12 @@ def _rms_norm(task, each, rows, C, x, gain, eps, y, rms):
             write(y, at + j, C - j, read(x, at + j, C - j, ZERO) * r * read(gain, j, C - j, ZERO))
 
 
-@njit(**POOL)
-def _rms_norm_pool(tasks, each, rows, C, x, gain, eps, y, rms):
-    for task in prange(tasks):
-        _rms_norm(task, each, rows, C, x, gain, eps, y, rms)
-
-
 @njit(**JIT)
+def _rms_norm_pool(tasks, each, rows, C, x, gain, eps, y, rms):
+    many_in_pool(_rms_norm, tasks, (each, rows, C, x, gain, eps, y, rms))
+
+
+@njit(**TASK)
 def _rms_norm_vjp(task, each, rows, C, g, x, gain, rms, dx, dgain):
     own = task * C
     for i in range(task * each, min((task + 1) * each, rows)):
@@ -114,10 +129,10 @@ def _rms_norm_vjp(task, each, rows, C, g, x, gain, rms, dx, dgain):
             write(dx, at + j, C - j, (h - normal * b) * r)
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _rms_norm_vjp_pool(tasks, each, rows, C, g, x, gain, rms, dx, dgain):
-    for task in prange(tasks):
-        _rms_norm_vjp(task, each, rows, C, g, x, gain, rms, dx, dgain)
+    many_in_pool(_rms_norm_vjp, tasks, (each, rows, C, g, x, gain, rms, dx, dgain))
+    onto_the_first(tasks, C, dgain)
 
 
 def flat(x):
@@ -132,9 +147,10 @@ def expect(shape, *arrays):
             raise MiniLLMError(f"a kernel on rows got an array of shape {a.shape}: it must have shape {shape}")
 
 
-def row_shares(x):
+@functools.cache
+def row_shares(shape):
     """The length and the number of rows, how many of them go into a task, and how many tasks that makes."""
-    C, rows = x.shape[-1], math.prod(x.shape[:-1])
+    C, rows = shape[-1], math.prod(shape[:-1])
     return C, rows, *shares(rows, VALUES // max(C, 1))
 
 
@@ -142,9 +158,9 @@ def layer_norm(x, gain, shift=None, *, eps, out):
     """The rule's result and its two numbers a row."""
     shift = np.zeros(gain.shape, gain.dtype) if shift is None else shift
     expect(x.shape[-1:], gain, shift)
-    C, rows, each, tasks = row_shares(x)
+    C, rows, each, tasks = row_shares(x.shape)
     y, mean, rstd = np.empty(x.shape, out), np.empty(rows, np.float32), np.empty(rows, np.float32)
-    run(_layer_norm, _layer_norm_pool, tasks, each, rows, C, flat(x), bits(gain), bits(shift), np.float32(eps), flat(y), mean, rstd)
+    _layer_norm_pool(tasks, each, rows, C, flat(x), bits(gain), bits(shift), np.float32(eps), flat(y), mean, rstd)
     row = (*x.shape[:-1], 1)
     return y, {"mean": mean.reshape(row), "rstd": rstd.reshape(row)}
 
@@ -153,19 +169,19 @@ def layer_norm_vjp(g, x, gain, mean, rstd, *, out=(np.float32,) * 3):
     expect(x.shape, g)
     expect(x.shape[-1:], gain)
     expect((*x.shape[:-1], 1), mean, rstd)
-    C, rows, each, tasks = row_shares(x)
-    dx, dgain, dshift = np.empty(x.shape, out[0]), np.zeros((tasks, C), np.float32), np.zeros((tasks, C), np.float32)
-    run(_layer_norm_vjp, _layer_norm_vjp_pool, tasks, each, rows, C, flat(g), flat(x), bits(gain), flat(mean), flat(rstd), flat(dx),
-        flat(dgain), flat(dshift))
-    return dx, stored(dgain.sum(0, dtype=np.float32), out[1]), stored(dshift.sum(0, dtype=np.float32), out[2])
+    C, rows, each, tasks = row_shares(x.shape)
+    dx, sums = np.empty(x.shape, out[0]), np.zeros((2, max(tasks, 1), C), np.float32)
+    _layer_norm_vjp_pool(tasks, each, rows, C, flat(g), flat(x), bits(gain), flat(mean), flat(rstd), flat(dx),
+        *sums.reshape(2, -1))
+    return dx, stored(sums[0, 0].copy(), out[1]), stored(sums[1, 0].copy(), out[2])
 
 
 def rms_norm(x, gain, *, eps, out):
     """The rule's result and its number a row."""
     expect(x.shape[-1:], gain)
-    C, rows, each, tasks = row_shares(x)
+    C, rows, each, tasks = row_shares(x.shape)
     y, rms = np.empty(x.shape, out), np.empty(rows, np.float32)
-    run(_rms_norm, _rms_norm_pool, tasks, each, rows, C, flat(x), bits(gain), np.float32(eps), flat(y), rms)
+    _rms_norm_pool(tasks, each, rows, C, flat(x), bits(gain), np.float32(eps), flat(y), rms)
     return y, {"rms": rms.reshape(*x.shape[:-1], 1)}
 
 
@@ -173,7 +189,7 @@ def rms_norm_vjp(g, x, gain, rms, *, out=(np.float32,) * 2):
     expect(x.shape, g)
     expect(x.shape[-1:], gain)
     expect((*x.shape[:-1], 1), rms)
-    C, rows, each, tasks = row_shares(x)
-    dx, dgain = np.empty(x.shape, out[0]), np.zeros((tasks, C), np.float32)
-    run(_rms_norm_vjp, _rms_norm_vjp_pool, tasks, each, rows, C, flat(g), flat(x), bits(gain), flat(rms), flat(dx), flat(dgain))
-    return dx, stored(dgain.sum(0, dtype=np.float32), out[1])
+    C, rows, each, tasks = row_shares(x.shape)
+    dx, dgain = np.empty(x.shape, out[0]), np.zeros((max(tasks, 1), C), np.float32)
+    _rms_norm_vjp_pool(tasks, each, rows, C, flat(g), flat(x), bits(gain), flat(rms), flat(dx), flat(dgain))
+    return dx, stored(dgain[0].copy(), out[1])

@@ -42,17 +42,16 @@ def larger(b, x, y):
 
 
 def exponential(b, x):
-    """scalars.exp in every lane."""
+    """lanes.exp_to_one: e^x in every lane for x up to 0, or NaN."""
     x = b.select(b.fcmp_ordered("<", x, constant(-88)), constant(-88), x)      # NaN stays NaN
-    x = b.select(b.fcmp_ordered(">", x, constant(89)), constant(89), x)
-    shifted = b.fadd(multiply_add(b, x, constant(LOG2E), constant(-0.5)), constant(ROUND))
+    shifted = multiply_add(b, x, constant(LOG2E), constant(ROUND))
     n = b.fsub(shifted, constant(ROUND))
     r = multiply_add(b, n, constant(2.12194440e-4), multiply_add(b, n, constant(-0.693359375), x))
-    p = constant(1.912486274e-3)
-    for coefficient in (7.868427783e-3, 4.185498133e-2, 1.666319072e-1, 5.000022650e-1):
-        p = multiply_add(b, p, r, constant(coefficient))
-    scale = b.bitcast(b.shl(b.bitcast(shifted, INTS), integers([23] * LANES)), VECTOR)
-    return multiply_add(b, multiply_add(b, b.fmul(p, r), r, r), scale, scale)
+    square, scale = b.fmul(r, r), b.bitcast(b.shl(b.bitcast(shifted, INTS), integers([23] * LANES)), VECTOR)
+    low = multiply_add(b, r, constant(1.6666520398e-1), constant(4.9999993432e-1))
+    high = multiply_add(b, r, constant(8.3687452127e-3), constant(4.1668390793e-2))
+    high = multiply_add(b, square, constant(1.3814540078e-3), high)
+    return multiply_add(b, multiply_add(b, multiply_add(b, high, square, low), square, r), scale, scale)
 
 
 def from_lane(b, first):
