@@ -43,9 +43,9 @@ def side_by_side(builder, vectors):
 def operations(half):
     """The three ways to make units of values in memory."""
     @intrinsic
-    def turn_block(typingctx, panels, source, across, last, target, width, flip):
+    def turn_block(typingctx, zero, source, across, last, target, width, flip):
         """16 rows of 16 units each, row number `last` again where there are no more, as 16 columns `width` units apart."""
-        kind = kind_of(panels)
+        kind = kind_of(zero)
         value, size = source_of(kind, half)
 
         def emit(context, builder, signature, args):
@@ -58,12 +58,12 @@ def operations(half):
             for k, column in enumerate(transposed(builder, rows)):
                 write(builder, column, moved(builder, target, builder.mul(width, width.type(k)), 4))
             return context.get_dummy_value()
-        return types.void(panels, types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean), emit
+        return types.void(zero, types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean), emit
 
     @intrinsic
-    def copy_lanes(typingctx, panels, source, along, target, flip):
+    def copy_lanes(typingctx, zero, source, along, target, flip):
         """16 units of values that lie side by side across."""
-        kind = kind_of(panels)
+        kind = kind_of(zero)
         value, size = source_of(kind, half)
 
         def emit(context, builder, signature, args):
@@ -72,12 +72,12 @@ def operations(half):
                      for g in range(kind.group)]
             write(builder, units(builder, kind, side_by_side(builder, steps), flip), target)
             return context.get_dummy_value()
-        return types.void(panels, types.intp, types.intp, types.intp, types.boolean), emit
+        return types.void(zero, types.intp, types.intp, types.intp, types.boolean), emit
 
     @intrinsic
-    def copy_one(typingctx, panels, source, along, count, target, flip):
+    def copy_one(typingctx, zero, source, along, count, target, flip):
         """One unit, of which only `count` values are there; the others are 0."""
-        kind = kind_of(panels)
+        kind = kind_of(zero)
         value, size = source_of(kind, half)
 
         def emit(context, builder, signature, args):
@@ -90,7 +90,7 @@ def operations(half):
                 values = builder.insert_element(values, builder.select(there, found, ir.Constant(value, 0)), INT(g))
             write(builder, units(builder, kind, values, flip), target)
             return context.get_dummy_value()
-        return types.void(panels, types.intp, types.intp, types.intp, types.intp, types.boolean), emit
+        return types.void(zero, types.intp, types.intp, types.intp, types.intp, types.boolean), emit
     return turn_block, copy_lanes, copy_one
 
 
@@ -99,25 +99,25 @@ turn_halves, copy_halves, copy_half = operations(half=True)
 
 
 @intrinsic
-def value_size(typingctx, panels, half):
+def value_size(typingctx, zero, half):
     """Bytes of a value in memory."""
-    kind = kind_of(panels)
+    kind = kind_of(zero)
 
     def emit(context, builder, signature, args):
         plain, halves = (context.get_constant(types.intp, source_of(kind, half)[1]) for half in (False, True))
         return builder.select(args[1], halves, plain)
-    return types.intp(panels, types.boolean), emit
+    return types.intp(zero, types.boolean), emit
 
 
 @njit(**JIT)
-def pack(panels, operand, first, left, k0, steps, K, target, width):
+def pack(zero, operand, first, left, k0, steps, K, target, width):
     """Units k0, k0 + 1, ... of the rows (or columns) from `first` on, `left` of which are there: `width` units for each step.
 
     Lanes beyond `left` hold whatever; the results that they give are not taken. Up to 15 units behind the panel are written.
     """
     stay_whole()
     address, half, across, along, shifted = operand
-    size, values, flip = value_size(panels, half), np.intp(group(panels)), shifted != 0
+    size, values, flip = value_size(zero, half), np.intp(group(zero)), shifted != 0
     along_unit = along * values
     source = address + (first * across + k0 * along_unit) * size
     whole, lanes = min(steps, K // values - k0), min(width, left)
@@ -128,9 +128,9 @@ def pack(panels, operand, first, left, k0, steps, K, target, width):
                 lane = vector * LANES
                 here, place = source + (lane * across + k * along_unit) * size, target + (k * width + lane) * 4
                 if half:
-                    turn_halves(panels, here, across, lanes - lane - 1, place, width, flip)
+                    turn_halves(zero, here, across, lanes - lane - 1, place, width, flip)
                 else:
-                    turn_values(panels, here, across, lanes - lane - 1, place, width, flip)
+                    turn_values(zero, here, across, lanes - lane - 1, place, width, flip)
     elif across == 1 and left >= (width + LANES - 1) // LANES * LANES:
         vectors = (width + LANES - 1) // LANES
         for k in range(whole):
@@ -138,32 +138,32 @@ def pack(panels, operand, first, left, k0, steps, K, target, width):
                 lane = vector * LANES
                 here, place = source + (k * along_unit + lane) * size, target + (k * width + lane) * 4
                 if half:
-                    copy_halves(panels, here, along, place, flip)
+                    copy_halves(zero, here, along, place, flip)
                 else:
-                    copy_values(panels, here, along, place, flip)
+                    copy_values(zero, here, along, place, flip)
     else:
-        pack_singly(panels, source, half, across, along, np.intp(0), whole, values, target, width, lanes, flip)
-    pack_singly(panels, source, half, across, along, whole, steps, K % values, target, width, lanes, flip)
+        pack_singly(zero, source, half, across, along, np.intp(0), whole, values, target, width, lanes, flip)
+    pack_singly(zero, source, half, across, along, whole, steps, K % values, target, width, lanes, flip)
 
 
 @njit(**JIT)
-def pack_singly(panels, source, half, across, along, begin, end, count, target, width, lanes, flip):
+def pack_singly(zero, source, half, across, along, begin, end, count, target, width, lanes, flip):
     """Value after value: what no vector reaches, and the last unit, which may be incomplete."""
     stay_whole()
-    size, values = value_size(panels, half), group(panels)
+    size, values = value_size(zero, half), group(zero)
     for k in range(begin, end):
         for lane in range(lanes):
             here, place = source + (k * values * along + lane * across) * size, target + (k * width + lane) * 4
             if half:
-                copy_half(panels, here, along, count, place, flip)
+                copy_half(zero, here, along, count, place, flip)
             else:
-                copy_value(panels, here, along, count, place, flip)
+                copy_value(zero, here, along, count, place, flip)
 
 
 @intrinsic
-def close_panel(typingctx, panels, target, steps):
+def close_panel(typingctx, zero, target, steps):
     """Behind a panel of columns: what undoes the shift of the left operand, -128 times the sum of each column, wrapping."""
-    kind = kind_of(panels)
+    kind = kind_of(zero)
 
     def emit(context, builder, signature, args):
         _, target, steps = args
@@ -186,4 +186,4 @@ def close_panel(typingctx, panels, target, steps):
         for v, each in enumerate(after):
             write(builder, builder.sub(zeros, each), moved(builder, behind, v * LANES, 4))
         return context.get_dummy_value()
-    return types.void(panels, types.intp, types.intp), emit
+    return types.void(zero, types.intp, types.intp), emit

@@ -1,4 +1,6 @@
 """The rules made of products, on the compiled product: matmul and linear, forward and backward, operands as stored."""
+import functools
+
 import numpy as np
 
 from minillm.kernels.matmul import matmul as product
@@ -25,12 +27,19 @@ def matmul_vjp(g, x, z, *, out=(np.float32, np.float32), **_):
 
 def linear(x, weight, bias=None, *, out, **_):
     """(..., K), (N,K), (N,) -> (..., N)."""
-    return product(x.reshape(-1, x.shape[-1]), weight.T, out=out, bias=bias).reshape(*x.shape[:-1], weight.shape[0])
+    if x.ndim == 1:
+        return linear(x[None], weight, bias, out=out)[0]
+    return product(x, weight.T, out=out, bias=bias)
 
 
 def linear_vjp(g, x, weight, bias_shape, *, out=(np.float32,) * 3, **_):
     rows = g.reshape(-1, g.shape[-1])
     dx = product(rows, weight, out=out[0]).reshape(x.shape)
     dw = product(rows.T, x.reshape(-1, x.shape[-1]), out=out[1])
-    ones = np.ones((1, rows.shape[0]), np.float32)               # a row of them: the sum of each column, row after row
-    return dx, dw, product(ones, rows, out=out[2])[0] if bias_shape else None
+    return dx, dw, product(ones(rows.shape[0]), rows, out=out[2])[0] if bias_shape else None
+
+
+@functools.lru_cache(maxsize=64)
+def ones(count):
+    """A row of them, which adds up columns, row after row."""
+    return np.ones((1, count), np.float32)

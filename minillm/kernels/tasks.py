@@ -6,6 +6,11 @@ which numba runs in its own pool. The count of threads is numba's setting.
 """
 from collections.abc import Callable
 
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
 from minillm.kernels.scalars import JIT
 
 POOL = JIT | {"parallel": True}    # for functions that are nothing but a prange over tasks: numba rewrites what stands inside
@@ -27,3 +32,40 @@ def run(task: Callable, pool: Callable, tasks: int, *arguments) -> None:
     else:
         for number in range(tasks):
             task(number, *arguments)
+
+
+# Tasks as machine code: numba compiles a loop over tasks three times, and with it whatever the loop calls. Behind an address it is
+# compiled once, and one loop serves all kernels whose task is a function of two numbers, its own and an address of what it needs.
+
+def code_of(task: Callable) -> int:
+    """The address of a compiled function of two whole numbers, which is compiled where it was not."""
+    task.compile((types.intp, types.intp))
+    compiled = task.overloads[types.intp, types.intp]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+
+
+@intrinsic
+def call_task(typingctx, code, number, job):
+    """Calls the function at this address."""
+    def emit(context, builder, signature, args):
+        code, *numbers = args
+        kind = ir.FunctionType(ir.VoidType(), [number.type for number in numbers])
+        builder.call(builder.inttoptr(code, kind.as_pointer()), numbers)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, types.intp), emit
+
+
+@njit(**POOL)
+def share_tasks(tasks, code, job):
+    for task in prange(tasks):
+        call_task(code, np.intp(task), job)
+
+
+@njit(**JIT)
+def run_code(tasks, code, job, shared):
+    """Tasks 0 ... tasks - 1 of this code, by all threads where they are to share them."""
+    if shared:
+        share_tasks(tasks, code, job)
+    else:
+        for task in range(tasks):
+            call_task(code, task, job)

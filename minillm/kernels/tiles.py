@@ -6,10 +6,12 @@ float32, four int8, two bfloat16. The type of a panel's array names its kind, so
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import from_dtype
 
 from minillm.kernels.scalars import INSTRUCTION, JIT
 from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread, stay_whole, write
@@ -84,23 +86,25 @@ BFLOAT16S = Kind(FLOAT, 2, FLOAT, lambda builder, x: builder.trunc(
     builder.lshr(as_words(builder, x), ir.Constant(vector_of(INT, x), [16] * x.type.count)), vector_of(SHORT, x)), bfloat16_product)
 
 KINDS = {types.float32: FLOATS, types.int32: BYTES if VNNI else PAIRS}
+ZEROS = (np.float32(0), np.int32(0))             # a value of the type that names a kind
 if BFLOAT16_DOT:                                 # elsewhere LLVM cannot compile the instruction and ends the process
-    KINDS[types.uint32] = BFLOAT16S
+    KINDS[types.uint32], ZEROS = BFLOAT16S, (*ZEROS, np.uint32(0))
+GROUPS = {type(zero): KINDS[from_dtype(zero.dtype)].group for zero in ZEROS}
 
 
-def kind_of(panels) -> Kind:
-    return KINDS[panels.dtype]
+def kind_of(zero) -> Kind:
+    return KINDS[zero]
 
 
-def group(panels):
+def group(zero):
     """Values of k in a unit."""
     raise NotImplementedError("for use inside a kernel")
 
 
 @overload(group)
-def _group(panels):
-    size = kind_of(panels).group
-    return lambda panels: size
+def _group(zero):
+    size = kind_of(zero).group
+    return lambda zero: size
 
 
 def tile_of(height):
@@ -109,9 +113,9 @@ def tile_of(height):
     The sums stay in registers from the first step to the last. With `fresh` they start at 0, not at what the tile holds.
     """
     @intrinsic
-    def operation(typingctx, panels, left, right, tile, stride, steps, fresh):
-        signature = types.void(panels, types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean)
-        kind = kind_of(panels)
+    def operation(typingctx, zero, left, right, tile, stride, steps, fresh):
+        signature = types.void(zero, types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean)
+        kind = kind_of(zero)
 
         def emit(context, builder, signature, args):
             _, left, right, tile, stride, steps, fresh = args
@@ -164,19 +168,19 @@ tile1, tile2, tile4, tile8, tile = (_tiles.get(height, _tiles[ROWS]) for height 
 
 
 @njit(**JIT)
-def multiply_panels(panels, height, left, right, sums, stride, steps, fresh):
-    """Add the product of a left panel of this height and a right one to a tile; `panels` is only looked at for its type."""
+def multiply_panels(zero, height, left, right, sums, stride, steps, fresh):
+    """Add the product of a left panel of this height and a right one to a tile; `zero` is only looked at for its type."""
     stay_whole()
     if height == ROWS:
-        tile(panels, left, right, sums, stride, steps, fresh)
+        tile(zero, left, right, sums, stride, steps, fresh)
     elif height == 1:
-        tile1(panels, left, right, sums, stride, steps, fresh)
+        tile1(zero, left, right, sums, stride, steps, fresh)
     elif height == 2:
-        tile2(panels, left, right, sums, stride, steps, fresh)
+        tile2(zero, left, right, sums, stride, steps, fresh)
     elif height == 4:
-        tile4(panels, left, right, sums, stride, steps, fresh)
+        tile4(zero, left, right, sums, stride, steps, fresh)
     else:
-        tile8(panels, left, right, sums, stride, steps, fresh)
+        tile8(zero, left, right, sums, stride, steps, fresh)
 
 
 @njit(**JIT)
