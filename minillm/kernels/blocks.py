@@ -9,13 +9,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from minillm.kernels.panels import close_panel, pack, value_size
+from minillm.kernels.panels import close_panel, pack_columns, pack_rows, value_size
 from minillm.kernels.scalars import JIT
 from minillm.kernels.simd import LANES, at, moved, read, stay_whole, write
 from minillm.kernels.tasks import run_code
-from minillm.kernels.tiles import COLUMNS, HALF, ROWS, ZEROS, group, height_of, kind_of, multiply_panels
+from minillm.kernels.tiles import COLUMNS, HALF, ROWS, ZEROS, as_it_is, group, kind_of, multiply_rows
 
-DEPTH = 256                        # units of k at a time: a panel of rows, 14 KB, stays in the first cache
+DEPTH = 256                        # units of k at a time
+ROW_STEP = 4 * (DEPTH + LANES)     # bytes from row to row of a packed left operand; a power of two would crowd the cache
 
 
 # the result
@@ -92,6 +93,9 @@ class Job(NamedTuple):
     b_along: int
     a_offsets: int                 # addresses of offsets
     b_offsets: int
+    in_place: int                  # whether sums are made where the result lies: it is of 32 bits and whole panels wide
+    taken_to_pack: int             # how many tasks threads have taken
+    taken: int
 
 
 FIELDS = types.NamedUniTuple(types.intp, len(Job._fields), Job)
@@ -127,13 +131,13 @@ def address_of(array):
 @njit(**JIT)
 def left_operand(zero, job, batch):
     begin = job.a + number_at(job.a_offsets, batch) * value_size(zero, job.a_half != 0)
-    return begin, job.a_half, job.a_across, job.a_along, np.intp(1)
+    return begin, job.a_half, job.a_across, job.a_along
 
 
 @njit(**JIT)
 def right_operand(zero, job, batch):
     begin = job.b + number_at(job.b_offsets, batch) * value_size(zero, job.b_half != 0)
-    return begin, job.b_half, job.b_across, job.b_along, np.intp(0)
+    return begin, job.b_half, job.b_across, job.b_along
 
 
 @njit(**JIT)
@@ -146,7 +150,7 @@ def panel_at(job, units, batch, k0, column):
 
 def packing_of(zero):
     @njit(**JIT)
-    def pack_columns(task, address):
+    def pack_panel(task, address):
         """One panel of columns, DEPTH units deep."""
         job = numbers_of(address)
         units, across = parts(job.K, group(zero)), parts(job.N, COLUMNS)
@@ -154,9 +158,9 @@ def packing_of(zero):
         batch, block, column = task // (across * deep), task // across % deep, task % across * COLUMNS
         k0 = block * DEPTH
         steps, target = min(DEPTH, units - k0), panel_at(job, units, batch, k0, column)
-        pack(zero, right_operand(zero, job, batch), column, job.N - column, k0, steps, job.K, target, np.intp(COLUMNS))
+        pack_columns(zero, right_operand(zero, job, batch), column, job.N - column, k0, steps, job.K, target)
         close_panel(zero, target, steps)
-    return pack_columns
+    return pack_panel
 
 
 def multiplication_of(zero):
@@ -166,28 +170,37 @@ def multiplication_of(zero):
         job = numbers_of(address)
         units, down, side = parts(job.K, group(zero)), parts(job.M, job.rows), parts(job.N, job.columns)
         batch, first, start = task // (down * side), task // side % down * job.rows, task % side * job.columns
-        end, wide = min(first + job.rows, job.M), min(job.columns, job.N - start)
+        rows, wide = min(job.rows, job.M - first), min(job.columns, job.N - start)
         a, b = left_operand(zero, job, batch), right_operand(zero, job, batch)
-        stride = parts(wide, COLUMNS) * COLUMNS
-        row_panel = np.empty(ROWS * DEPTH + LANES, np.float32)
-        column_panel = np.empty(1 if job.packed else (DEPTH + 1) * COLUMNS, np.float32)
-        held = np.empty((end - first + ROWS) * stride, np.float32)
-        left, right, sums = address_of(row_panel), address_of(column_panel), address_of(held)
+        plain = as_it_is(zero) and a[1] == 0 and a[3] == 1                     # rows are used where they lie
+        thin = as_it_is(zero) and b[1] == 0 and b[2] == 1 and rows < ROWS      # so are columns, by few rows
+        place, in_place = job.y + ((batch * job.M + first) * job.N + start) * (2 if job.y_half else 4), job.in_place != 0
+        stride = job.N if in_place else parts(wide, COLUMNS) * COLUMNS
+        row_panel = np.empty(1 if plain else (LANES + rows) * (DEPTH + LANES), np.float32)
+        column_panel = np.empty(1 if job.packed else (DEPTH + 1) * COLUMNS + LANES, np.float32)
+        held = np.empty(1 if in_place else rows * stride, np.float32)
+        sums = place if in_place else address_of(held)
+        left, row_step = address_of(row_panel) + LANES * ROW_STEP, np.intp(ROW_STEP)
+        here = (address_of(column_panel) + 63) // 64 * 64
         for k0 in range(0, units, DEPTH):
             steps = min(DEPTH, units - k0)
-            for i in range(first, end, ROWS):
-                height = height_of(end - i)
-                pack(zero, a, i, job.M - i, k0, steps, job.K, left, height)
-                for j in range(0, wide, COLUMNS):
-                    if job.packed:
-                        right = panel_at(job, units, batch, k0, start + j)
-                    else:
-                        pack(zero, b, start + j, job.N - start - j, k0, steps, job.K, right, np.intp(COLUMNS))
-                        close_panel(zero, right, steps)
-                    multiply_panels(zero, height, left, right, sums + ((i - first) * stride + j) * 4, stride, steps, k0 == 0)
-        place = job.y + ((batch * job.M + first) * job.N + start) * (2 if job.y_half else 4)
+            if plain:
+                left, row_step = a[0] + (first * a[2] + k0) * 4, a[2] * 4
+            else:
+                pack_rows(zero, a, first, rows, k0, steps, job.K, left, row_step)
+            for j in range(0, wide, COLUMNS):
+                right, right_step = here, np.intp(4 * COLUMNS)
+                if job.packed:
+                    right = panel_at(job, units, batch, k0, start + j)
+                elif thin and job.N - start - j >= COLUMNS:
+                    right, right_step = b[0] + (k0 * b[3] + start + j) * 4, b[3] * 4
+                else:
+                    pack_columns(zero, b, start + j, job.N - start - j, k0, steps, job.K, right)
+                    close_panel(zero, right, steps)
+                multiply_rows(zero, rows, left, row_step, right, right_step, sums + j * 4, stride, steps, k0 == 0)
         bias = job.bias + start * 4 if job.bias else 0
-        finish(zero, sums, stride, bias, place, job.y_half != 0, end - first, wide, job.N)
+        if bias or not in_place:
+            finish(zero, sums, stride, bias, place, job.y_half != 0, rows, wide, job.N)
     return multiply_block
 
 
@@ -206,6 +219,11 @@ def values_of(typingctx, array):
 
 
 @njit(**JIT)
+def where(array):
+    return values_of(array)
+
+
+@njit(**JIT)
 def run_product(numbers, a, b, y, bias, panels):
     """A product whose arrays are named by their ids, in a job that holds everything else."""
     numbers = numbers.copy()
@@ -214,5 +232,6 @@ def run_product(numbers, a, b, y, bias, panels):
         numbers[3] = values_of(bias)
     address = address_of(numbers)
     job = numbers_of(address)
-    run_code(job.packing, job.packing_code, address, job.shared != 0)
-    run_code(job.products, job.product_code, address, job.shared != 0)
+    size = numbers.size
+    run_code(job.packing, job.packing_code, address, address + (size - 2) * 8, job.shared != 0)
+    run_code(job.products, job.product_code, address, address + (size - 1) * 8, job.shared != 0)

@@ -1,9 +1,9 @@
 """Matrix products in numba's own threads: float32 and float16 operands as they lie, float32 accumulate, rounded once at the end.
 
-The result is cut into tiles that fit into vector registers. What a tile needs of the left operand, 14 rows, and of the right one,
-32 columns, is copied into a panel: the values in the order in which they are used, float16 made float32 on the way. The
-micro-kernel reads both panels from end to end. Sums run over k in order, one fused multiply-add each, whatever the shape, the
-batch, the path and the number of threads: a row of the result has the same bits alone as among others.
+The result is cut into tiles that fit into vector registers. What a tile needs of the right operand, 64 columns, is copied into a
+panel: the values in the order in which they are used, float16 made float32 on the way. Rows of the left operand are read where they
+lie if they are float32, values side by side; else they are copied likewise. Sums run over k in order, one fused multiply-add each,
+whatever the shape, the batch, the path and the number of threads: a row of the result has the same bits alone as among others.
 """
 import functools
 import math
@@ -76,7 +76,7 @@ def plan(kind, out, a, b, bias):
     job = Job(0, 0, 0, 0, 0, batches * M * N * K > 1 << 17, packing, products, *code, M, N, K, rows, columns, packing > 0,
               *(int(np.dtype(each).itemsize == 2) for each in (left[0], right[0], out)),
               *(strides[axes[way]] // each.itemsize for way in (0, 1) for each, _, strides, axes in (left, right)),
-              *(each.ctypes.data for each in kept))
+              *(each.ctypes.data for each in kept), np.dtype(out).itemsize == 4 and N % COLUMNS == 0, 0, 0)
     return Plan(shape, np.array(job, np.int64), turned, size, kept)
 
 
@@ -113,10 +113,10 @@ def tasks(kind, batches, M, N, K):
     def count():
         return batches * -(-M // rows) * -(-N // columns)
 
-    rows, columns = 4 * ROWS, 16 * COLUMNS
+    rows, columns = 8 * ROWS, 512
     if count() < 16:
         columns //= 2
-    while rows > ROWS and count() < 16:
+    while rows > 2 * ROWS and count() < 16:
         rows //= 2
     while columns > COLUMNS and count() < 8:
         columns //= 2

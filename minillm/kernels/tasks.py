@@ -6,7 +6,6 @@ which numba runs in its own pool. The count of threads is numba's setting.
 """
 from collections.abc import Callable
 
-import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
@@ -55,17 +54,34 @@ def call_task(typingctx, code, number, job):
     return types.void(types.intp, types.intp, types.intp), emit
 
 
-@njit(**POOL)
-def share_tasks(tasks, code, job):
-    for task in prange(tasks):
-        call_task(code, np.intp(task), job)
+@intrinsic
+def next_number(typingctx, counter):
+    """The whole number at an address, which is one more afterwards; no two threads get the same."""
+    def emit(context, builder, signature, args):
+        place = builder.inttoptr(args[0], args[0].type.as_pointer())
+        return builder.atomic_rmw("add", place, args[0].type(1), "monotonic")
+    return types.intp(types.intp), emit
 
 
 @njit(**JIT)
-def run_code(tasks, code, job, shared):
-    """Tasks 0 ... tasks - 1 of this code, by all threads where they are to share them."""
+def run_tasks(tasks, code, job, counter):
+    """Tasks that nobody has taken yet, until there are none."""
+    task = next_number(counter)
+    while task < tasks:
+        call_task(code, task, job)
+        task = next_number(counter)
+
+
+@njit(**POOL)
+def share_tasks(tasks, code, job, counter):
+    for _ in prange(tasks):                      # the pool gives each thread its part of them, however slow it is
+        run_tasks(tasks, code, job, counter)
+
+
+@njit(**JIT)
+def run_code(tasks, code, job, counter, shared):
+    """Tasks 0 ... tasks - 1 of this code, by all threads where they are to share them; the counter, an address, holds 0."""
     if shared:
-        share_tasks(tasks, code, job)
+        share_tasks(tasks, code, job, counter)
     else:
-        for task in range(tasks):
-            call_task(code, task, job)
+        run_tasks(tasks, code, job, counter)
