@@ -113,7 +113,7 @@ def tasks(kind, batches, M, N, K):
     def count():
         return batches * -(-M // rows) * -(-N // columns)
 
-    rows, columns = 8 * ROWS, 512
+    rows, columns = 32 * ROWS, 512
     if count() < 16:
         columns //= 2
     while rows > 2 * ROWS and count() < 16:
