@@ -1,7 +1,7 @@
 """The vector micro-kernel: a tile of the result in registers, and what one step along k is for each kind of number.
 
 Operands come as panels of 32-bit units, in the order in which they are used. A unit is what one lane multiplies in one step: one
-float32, four int8, two bfloat16. The type of a panel's array names its kind, so that one source is compiled for all of them.
+float32, four int8, two bfloat16. The type of a value, `zero`, names the kind, so that one source is compiled for all of them.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
