@@ -26,7 +26,9 @@ def matmul_vjp(g, x, z, *, out=(np.float32, np.float32), **_):
 
 def linear(x, weight, bias=None, *, out, **_):
     """(..., K), (N,K), (N,) -> (..., N)."""
-    return product(x.reshape(-1, x.shape[-1]), weight.T, out=out, bias=bias).reshape(*x.shape[:-1], weight.shape[0])
+    if x.ndim == 1:
+        return linear(x[None], weight, bias, out=out)[0]
+    return product(x, weight.T, out=out, bias=bias)
 
 
 def linear_vjp(g, x, weight, bias_shape, *, out=(np.float32,) * 3, **_):

@@ -1,15 +1,18 @@
 """The vector micro-kernel: a tile of the result in registers, and what one step along k is for each kind of number.
 
 Operands come as panels of 32-bit units, in the order in which they are used. A unit is what one lane multiplies in one step: one
-float32, four int8, two bfloat16. The type of a panel's array names its kind, so that one source is compiled for all of them.
+float32, four int8, two bfloat16. The type of a value, `zero`, names the kind, so that one source is compiled for all of them.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import from_dtype
 
 from minillm.kernels.scalars import INSTRUCTION, JIT
 from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread, stay_whole, write
@@ -17,10 +20,13 @@ from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread,
 FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))      # of what numba compiles for
 VNNI = "+avx512vnni" in FEATURES
 BFLOAT16_DOT = "+avx512bf16" in FEATURES
-# A tile takes 28 of 32 registers of 16 lanes; elsewhere 12 of 16 registers of 8 lanes, which leaves room for a row and a column.
-ROWS, WIDE = (14, 2) if "+avx512f" in FEATURES else (6, 1)
+# A tile of 6 x 4 vectors takes 24 of 32 registers of 16 lanes, and 34 instructions for 24 products. One of 14 x 2 takes 45 for 28:
+# as fast where a thread has a core for itself, a sixth slower where another takes half of what the core can begin. Elsewhere 12 of
+# 16 registers of 8 lanes.
+ROWS, WIDE = 6, (4 if "+avx512f" in FEATURES else 1)
 COLUMNS = WIDE * LANES
-HEIGHTS = (*(h for h in (1, 2, 4, 8) if h < ROWS), ROWS)           # the last rows of a matrix take the least tile that holds them
+HEIGHTS = (1, 2, 4, ROWS)
+UNROLL = 4                         # steps of k in one turn of the loop
 
 BYTE, SHORT, INT, FLOAT = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 HALF = ir.HalfType() if INSTRUCTION else FLOAT                     # without the instruction no float16 comes here
@@ -84,64 +90,76 @@ BFLOAT16S = Kind(FLOAT, 2, FLOAT, lambda builder, x: builder.trunc(
     builder.lshr(as_words(builder, x), ir.Constant(vector_of(INT, x), [16] * x.type.count)), vector_of(SHORT, x)), bfloat16_product)
 
 KINDS = {types.float32: FLOATS, types.int32: BYTES if VNNI else PAIRS}
+ZEROS = (np.float32(0), np.int32(0))             # a value of the type that names a kind
 if BFLOAT16_DOT:                                 # elsewhere LLVM cannot compile the instruction and ends the process
-    KINDS[types.uint32] = BFLOAT16S
+    KINDS[types.uint32], ZEROS = BFLOAT16S, (*ZEROS, np.uint32(0))
+GROUPS = {type(zero): KINDS[from_dtype(zero.dtype)].group for zero in ZEROS}
 
 
-def kind_of(panels) -> Kind:
-    return KINDS[panels.dtype]
+def kind_of(zero) -> Kind:
+    return KINDS[zero]
 
 
-def group(panels):
+def group(zero):
     """Values of k in a unit."""
     raise NotImplementedError("for use inside a kernel")
 
 
+def as_it_is(zero):
+    """Whether a unit is one float32, which needs no packing."""
+    raise NotImplementedError("for use inside a kernel")
+
+
+@overload(as_it_is)
+def _as_it_is(zero):
+    plain = kind_of(zero) is FLOATS
+    return lambda zero: plain
+
+
 @overload(group)
-def _group(panels):
-    size = kind_of(panels).group
-    return lambda panels: size
+def _group(zero):
+    size = kind_of(zero).group
+    return lambda zero: size
 
 
 def tile_of(height):
-    """The micro-kernel: tile += left panel times right panel, `height` x COLUMNS, `steps` units deep.
+    """The micro-kernel: tile += left rows times right panel, `height` x COLUMNS, `steps` units deep.
 
-    The sums stay in registers from the first step to the last. With `fresh` they start at 0, not at what the tile holds.
+    Rows of the left operand lie `row_step` bytes apart, steps of the right one 4 COLUMNS bytes or, for fewer rows than a whole
+    tile's, `right_step`. The sums stay in registers from the first step to the last. With `fresh` they start at 0.
     """
     @intrinsic
-    def operation(typingctx, panels, left, right, tile, stride, steps, fresh):
-        signature = types.void(panels, types.intp, types.intp, types.intp, types.intp, types.intp, types.boolean)
-        kind = kind_of(panels)
+    def operation(typingctx, zero, left, row_step, right, right_step, tile, stride, steps, fresh):
+        signature = types.void(zero, *[types.intp] * 7, types.boolean)
+        kind = kind_of(zero)
 
         def emit(context, builder, signature, args):
-            _, left, right, tile, stride, steps, fresh = args
+            _, left, row_step, right, right_step, tile, stride, steps, fresh = args
             places = [moved(builder, moved(builder, tile, builder.mul(stride, stride.type(r)), 4), v * LANES, 4)
                       for r in range(height) for v in range(WIDE)]
             before = first_sums(builder, kind, places, moved(builder, right, steps, 4 * COLUMNS), fresh)
-            entry, loop, done = builder.block, builder.append_basic_block("k"), builder.append_basic_block("done")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            k, sums = builder.phi(steps.type), [builder.phi(start.type) for start in before]
-            after = one_step(builder, kind, moved(builder, left, k, 4 * height), moved(builder, right, k, 4 * COLUMNS), sums)
-            following = builder.add(k, k.type(1))
-            for value, start, end in zip((k, *sums), (k.type(0), *before), (following, *after), strict=True):
-                value.add_incoming(start, entry)
-                value.add_incoming(end, loop)
-            builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
-            builder.position_at_end(done)
-            for place, end in zip(places, after, strict=True):
-                write(builder, end, place)
+            sums = [cgutils.alloca_once_value(builder, start) for start in before]
+            rows = [moved(builder, left, builder.mul(row_step, row_step.type(r))) for r in range(height)]
+            whole = builder.and_(steps, steps.type(-UNROLL))
+            for begin, end, size in ((steps.type(0), whole, UNROLL), (whole, steps, 1)):
+                with cgutils.for_range_slice(builder, begin, end, steps.type(size)) as (k, _):
+                    for part in range(size):
+                        here = moved(builder, k, part)
+                        column = builder.mul(here, right_step) if height < ROWS else builder.mul(here, here.type(4 * COLUMNS))
+                        one_step(builder, kind, [moved(builder, row, here, 4) for row in rows], builder.add(right, column), sums)
+            for place, each in zip(places, sums, strict=True):
+                write(builder, builder.load(each), place)
             return context.get_dummy_value()
         return signature, emit
 
-    def one_step(builder, kind, left, right, sums):
+    def one_step(builder, kind, rows, right, sums):
         unit = FLOAT if kind is FLOATS else INT
         columns = [read(builder, moved(builder, right, v * LANES, 4), unit) for v in range(WIDE)]
-        after = []
-        for r in range(height):
-            row = spread(builder, read_one(builder, moved(builder, left, r, 4), unit))
-            after += [kind.product(builder, sums[r * WIDE + v], row, columns[v]) for v in range(WIDE)]
-        return after
+        for r, row in enumerate(rows):
+            value = spread(builder, read_one(builder, row, unit))
+            for v, column in enumerate(columns):
+                held = sums[r * WIDE + v]
+                builder.store(kind.product(builder, builder.load(held), value, column), held)
     return operation
 
 
@@ -159,30 +177,25 @@ def first_sums(builder, kind, places, behind, fresh):
     return sums
 
 
-_tiles = {height: tile_of(height) for height in HEIGHTS}
-tile1, tile2, tile4, tile8, tile = (_tiles.get(height, _tiles[ROWS]) for height in (1, 2, 4, 8, ROWS))
+tile1, tile2, tile4, tile = map(tile_of, HEIGHTS)
 
 
 @njit(**JIT)
-def multiply_panels(panels, height, left, right, sums, stride, steps, fresh):
-    """Add the product of a left panel of this height and a right one to a tile; `panels` is only looked at for its type."""
+def multiply_rows(zero, rows, left, row_step, right, right_step, sums, stride, steps, fresh):
+    """Add the product of any number of rows and a right panel to as many rows of sums; `zero` is only looked at for its type."""
     stay_whole()
-    if height == ROWS:
-        tile(panels, left, right, sums, stride, steps, fresh)
-    elif height == 1:
-        tile1(panels, left, right, sums, stride, steps, fresh)
-    elif height == 2:
-        tile2(panels, left, right, sums, stride, steps, fresh)
-    elif height == 4:
-        tile4(panels, left, right, sums, stride, steps, fresh)
-    else:
-        tile8(panels, left, right, sums, stride, steps, fresh)
-
-
-@njit(**JIT)
-def height_of(rows):
-    """The least tile for this many rows."""
-    for height in HEIGHTS:
-        if rows <= height:
-            return height
-    return ROWS
+    i = 0
+    while i < rows:
+        here, place, more = left + i * row_step, sums + i * stride * 4, rows - i
+        if more >= ROWS:
+            tile(zero, here, row_step, right, right_step, place, stride, steps, fresh)
+            i += ROWS
+        elif more >= 4:
+            tile4(zero, here, row_step, right, right_step, place, stride, steps, fresh)
+            i += 4
+        elif more >= 2:
+            tile2(zero, here, row_step, right, right_step, place, stride, steps, fresh)
+            i += 2
+        else:
+            tile1(zero, here, row_step, right, right_step, place, stride, steps, fresh)
+            i += 1
