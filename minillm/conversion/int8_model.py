@@ -42,7 +42,7 @@ def to_int8(module: Module) -> Module:
     for key, part in list(module.parts()):
         if isinstance(part, Linear | Embedding):
             rows = int8_rows(part.weight.data)
-            codes = rows.codes, rows.scale[:, 0]
+            codes = rows.codes, rows.scale
             setattr(module, key, Int8Linear(*codes, part.bias) if isinstance(part, Linear) else Int8Embedding(*codes))
         elif isinstance(part, Module):
             to_int8(part)

@@ -6,15 +6,9 @@ from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.nn.module import Module
+from minillm.quantization.affine import as_scale
 
-LOWEST = np.float32(FLOAT32.tiny)                                       # a subnormal scale has too few digits to divide by
-HIGHEST = np.nextafter(np.float32(FLOAT32.max / 127), np.float32(0))    # 127 times the next number is infinite
 EXACT = 1040                       # so many products of two codes, each at most 127^2, have sums below 2^24
-
-
-def scale_of(top: np.ndarray) -> np.ndarray:
-    """The scale that brings `top` >= 0 to code 127, a normal number; 1 for 0."""
-    return np.where(top > 0, np.clip(top / np.float32(127), LOWEST, HIGHEST), np.float32(1))
 
 
 def codes_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +18,7 @@ def codes_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     top = np.abs(x).max(-1, keepdims=True, initial=0)                                     # (..., 1) f32
     finite = np.isfinite(top)
-    scale = np.where(finite, scale_of(top), np.float32(np.nan))
+    scale = np.where(finite, as_scale(top / np.float32(127)), np.float32(np.nan))
     return np.rint(np.divide(x, scale, where=finite, out=np.zeros_like(x))).astype(np.int8), scale
 
 
