@@ -20,8 +20,9 @@ from minillm.formats import FLOAT16, FLOAT32
 from minillm.models.decoding import Decoder
 from minillm.models.gpt import GPT, GPTShape
 from minillm.nn.attention import KeyValueCache
-from minillm.nn.int8 import Int8Embedding, Int8Linear, codes_of, int8_product
+from minillm.nn.int8 import Int8Embedding, Int8Linear
 from minillm.quantization.affine import as_scale
+from minillm.quantization.products import codes_of_rows, int8_product
 from minillm.rounding import round_to, widen
 from minillm.testing import dot_bound
 
@@ -161,7 +162,7 @@ def rows(seed, K, count=6):
 @pytest.mark.parametrize("K", [1, 5, 256])
 def test_activations_have_the_codes_that_numpy_gives_them(kernel, K):
     x = rows(0, K)
-    codes, scale = codes_of(x)
+    codes, scale = codes_of_rows(x)
     for row, expected, factor in zip(x, codes, scale[:, 0], strict=True):
         ours, ours_scale = kernel.to_codes(row)
         assert (ours == expected).all()
@@ -187,7 +188,7 @@ def test_int8_products_are_exact(kernels, K):
 def test_the_compiled_int8_layer_has_the_bits_of_numpys(kernel, N, K, biased, monkeypatch):
     monkeypatch.setenv("MINILLM_KERNELS", "off")
     rng = np.random.default_rng(N)
-    codes, scale = codes_of(rng.standard_normal((N, K), np.float32))
+    codes, scale = codes_of_rows(rng.standard_normal((N, K), np.float32))
     bias, x = rng.standard_normal(N, np.float32), rng.standard_normal(K, np.float32)
     layer = Int8Linear(codes, scale[:, 0], Tensor(bias) if biased else None)
     y = np.empty(N, np.float32)
@@ -342,7 +343,7 @@ def test_int8_tokens_have_the_logits_of_an_int8_pass():
 
 def test_rows_of_an_int8_table_have_their_own_scales():
     table = np.array([[1, -2], [100, 50], [0, 0]], np.float32)
-    codes, scale = codes_of(table)
+    codes, scale = codes_of_rows(table)
     rows = Int8Embedding(codes, scale[:, 0])(np.array([[2, 1], [0, 0]])).data
     assert (abs(rows - table[[[2, 1], [0, 0]]]) <= scale[[[2, 1], [0, 0]]] / 2).all()
     with pytest.raises(MiniLLMError, match=r"ids must lie in 0 \.\.\. 2"):
