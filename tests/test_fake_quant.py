@@ -168,7 +168,7 @@ def test_where_float32_sums_are_no_longer_exact_ours_are(sign, kernels):
     a, b = np.full((1, 1041), 127, np.int8), np.full((1041, 1), sign * 127, np.int8)
     exact = sign * 1041 * 127 * 127
     assert int8_product(a, b)[0, 0] == exact
-    assert np.float32(exact) != exact
+    assert int(np.float32(exact)) != exact
 
 
 def test_a_product_of_codes_is_near_the_product(kernels):

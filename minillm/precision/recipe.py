@@ -156,7 +156,7 @@ class Ops:
     def prepare(self, rule, x, name, cast, quantizer, inputs):
         """One input: quantized, then cast."""
         if quantizer:
-            x = quantizer(self, x, x.name or ".".join(p for p in (current_scope(), rule.name, name) if p))
+            x = quantizer(self, x, ".".join(p for p in (current_scope(), rule.name, name) if p))
         if cast == "as is":
             return x
         if cast == "refuse":

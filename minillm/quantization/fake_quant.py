@@ -94,7 +94,7 @@ class Fake:
 class Lsq:
     """Codes with steps that are learned, one for each run of the scheme, made from the first values that come along.
 
-    What is learned is the logarithm of a step, in a leaf `name`.log_step, (S,) float32: Adam changes every parameter by about its
+    What is learned is the logarithm of a step, in a leaf (S,) float32 named after what it is of: Adam changes every parameter by about its
     learning rate, 0.001, which is a tenth of a step of int4 weights, and 0.1 % of it so. Jain et al. 2019, arXiv 1903.08066,
     section 3.3.
     """
@@ -102,7 +102,7 @@ class Lsq:
     scheme: Scheme
 
     def __call__(self, ops, x: Tensor, name: str) -> Tensor:
-        grid, at = self.scheme.grid, f"{name}.log_step"
+        grid, at = self.scheme.grid, f"{x.name or name}.log_step"              # a tied table has one set of steps
         if at not in ops.learned:
             steps = first_steps(x.data, self.scheme, count_of(x, self.scheme, name))
             ops.learned[at] = Tensor(np.log(steps), FLOAT32, name=at)

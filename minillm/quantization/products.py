@@ -19,8 +19,9 @@ def codes_of_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     top = np.abs(x).max(-1, keepdims=True, initial=0)                                     # (..., 1) f32
     finite = np.isfinite(top)
-    scale = np.where(finite, as_scale(top / np.float32(127)), np.float32(np.nan))
-    return np.rint(np.divide(x, scale, where=finite, out=np.zeros_like(x))).astype(np.int8), scale
+    scale = as_scale(top / np.float32(127))
+    codes = np.rint(np.where(finite, x, np.float32(0)) / scale).astype(np.int8)
+    return codes, np.where(finite, scale, np.float32(np.nan))
 
 
 def int8_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
