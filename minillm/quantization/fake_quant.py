@@ -15,7 +15,7 @@ from minillm.autograd.rule import RULES, rule
 from minillm.autograd.tensor import Tensor, apply
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
-from minillm.quantization.affine import Grid, Scheme, as_scale
+from minillm.quantization.affine import Grid, Scheme
 
 LEAST = FLOAT32.tiny       # of a scale that is divided by: a normal number
 
@@ -94,9 +94,9 @@ class Fake:
 class Lsq:
     """Codes with steps that are learned, one for each run of the scheme, made from the first values that come along.
 
-    What is learned is the logarithm of a step, in a leaf (S,) float32 named after what it is of: Adam changes every parameter by about its
-    learning rate, 0.001, which is a tenth of a step of int4 weights, and 0.1 % of it so. Jain et al. 2019, arXiv 1903.08066,
-    section 3.3.
+    What is learned is the logarithm of a step, in a leaf (S,) float32 named after what it is of: Adam changes every parameter by
+    about its learning rate, 0.001, which is a tenth of a step of int4 weights, and 0.1 % of it so. Jain et al. 2019,
+    arXiv 1903.08066, section 3.3.
     """
 
     scheme: Scheme
@@ -114,9 +114,10 @@ class Lsq:
 
 
 def first_steps(x: np.ndarray, scheme: Scheme, rows: int) -> np.ndarray:
-    """2 mean|x| / sqrt(highest) of each run, (S,) float32. Esser et al. 2019, section 2.1."""
+    """2 mean|x| / sqrt(highest) of each run, (S,) float32, 1 for zeros. Esser et al. 2019, section 2.1."""
     mean = abs(x.reshape(rows, x.size // max(rows, 1))).sum(-1, dtype=np.float32) / np.float32(max(x.size // max(rows, 1), 1))
-    return as_scale(2 * mean / np.float32(math.sqrt(scheme.grid.highest)))
+    steps = 2 * mean / np.float32(math.sqrt(scheme.grid.highest))
+    return np.where(steps == 0, np.float32(1), np.maximum(steps, np.float32(LEAST)))       # not finite where x is not
 
 
 @dataclass(frozen=True)
