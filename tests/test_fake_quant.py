@@ -99,7 +99,7 @@ def test_steps_are_made_in_the_first_pass_under_the_name_of_their_parameter():
 
 def test_first_steps_are_those_of_the_paper():
     ops = Recipe("float32").bind(0)
-    Lsq(Scheme(grid(4, narrow=False)))(ops, leaf([[1, -2], [3, 0]]), "w")
+    Lsq(Scheme(grid(4, narrow=False)))(ops, leaf([[1, -2], [3, 0]], "w"), "linear.weight")
     assert np.exp(ops.learned["w.log_step"].data) == pytest.approx(2 * 1.5 / np.sqrt(7), rel=1e-6)
 
 
