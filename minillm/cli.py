@@ -84,8 +84,12 @@ def demo(arguments) -> Answer:
 
 
 def train(arguments) -> Answer:
-    from minillm.experiments.train import resume, train
+    from minillm.experiments.train import fine_tune, resume, train
     given = given_options(arguments)
+    if arguments.source and arguments.resume is not None:
+        raise MiniLLMError("--from begins a new run and --resume goes on with one: give one of them")
+    if arguments.source:
+        return ending(fine_tune(arguments.source, given, arguments.out, arguments.force, arguments.quiet))
     if arguments.resume is None:
         return ending(train(options_class()(**given), arguments.out, arguments.force, arguments.quiet))
     run = arguments.resume or arguments.out
@@ -190,6 +194,7 @@ def parser_of(name: str) -> Parser:
     if name == "train":
         parser.add_argument("--out", type=filled, metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
         parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
+        parser.add_argument("--from", dest="source", type=filled, metavar="RUN", help="begin with weights and options of this run")
         parser.add_argument("--force", action="store_true", help="replace the run that is there")
     if name in ("demo", "compare"):
         parser.add_argument("--out", type=filled, default="figures", metavar="DIR", help="folder for figures (default figures)")

@@ -3,6 +3,7 @@ import numpy as np
 
 from minillm.conversion.rounding import int8_rows
 from minillm.errors import MiniLLMError, unknown
+from minillm.formats import Format
 from minillm.models.gpt import GPT
 from minillm.nn import Embedding, Int8Embedding, Int8Linear, Linear, Module
 from minillm.precision.recipe import Recipe
@@ -26,15 +27,21 @@ def in_weights(model: GPT, name: str) -> GPT:
 
 def under(model: GPT, recipe: Recipe) -> GPT:
     """A copy of a model under another recipe, each parameter rounded once into that recipe's format."""
-    copy, state = GPT(model.shape, recipe), {}
+    copy = GPT(model.shape, recipe)
+    copy.load_state_dict(state_in(model, recipe.parameters))
+    return copy
+
+
+def state_in(model: Module, format: Format) -> dict[str, np.ndarray]:
+    """Every parameter by name, rounded once into a format. MiniLLMError for one that it cannot hold."""
+    state = {}
     for p in model.parameters():
         with np.errstate(over="ignore"):
-            state[p.name] = round_to(widen(p.data, np.float32), recipe.parameters)
+            state[p.name] = round_to(widen(p.data, np.float32), format)
         if np.isinf(state[p.name]).any() and np.isfinite(p.data).all():
-            raise MiniLLMError(f"{p.name} has weights beyond {recipe.parameters.max:g}, {recipe.parameters.name}'s largest: "
+            raise MiniLLMError(f"{p.name} has weights beyond {format.max:g}, {format.name}'s largest: "
                                "take float32 or int8 weights")
-    copy.load_state_dict(state)
-    return copy
+    return state
 
 
 def to_int8(module: Module) -> Module:

@@ -55,17 +55,20 @@ class RunFolder:
         if found and not (self.metrics.exists() or self.state.exists()):
             raise MiniLLMError(f"{self.path} is not a run, but holds a {found[0]}, which would be lost: choose another --out")
 
-    def begin(self, options: TrainOptions, recipe: Recipe, data: Data) -> None:
-        """Make the folder for a new run, in place of the run that is there; other files in it stay."""
+    def begin(self, options: TrainOptions, recipe: Recipe, data: Data, source: str | None = None) -> None:
+        """Make the folder for a new run, in place of the run that is there; other files in it stay.
+
+        `source`: the run whose weights it begins with.
+        """
         check_folder(self.path)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        self.write_config(options, recipe, data)
+        self.write_config(options, recipe, data, source)
         write_whole(self.tokenizer, json.dumps(data.tokenizer.to_json()))
 
-    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data) -> None:
+    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data, source: str | None = None) -> None:
         write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options), "text": data.digest,
-                                             "recipe": to_json(recipe)}, indent=1))
+                                             "from": source, "recipe": to_json(recipe)}, indent=1))
 
     def read_json(self, path: Path):
         """The content of one JSON file of the run."""

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from minillm import kernels
 from minillm.autograd.watching import watch
 from minillm.backend import freed_memory_kept
+from minillm.conversion.int8_model import state_in
 from minillm.conversion.rounding import round_to_int8
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
@@ -37,10 +38,20 @@ class Run:
     made: int = 0                            # attempts since this process began
 
 
-def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None) -> Run:
-    """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name."""
+def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None, weights: GPT | None = None) -> Run:
+    """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name.
+
+    It begins with the weights of another model, where one is given, rounded into the recipe's format; so does what the quantizers
+    of both have learned. What only this one's learn is made from its first batch.
+    """
     model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe())
-    return Run(options, data, model, make_trainer(options, data, model))
+    if weights:
+        model.load_state_dict(state_in(weights, model.ops.recipe.parameters))
+    trainer = make_trainer(options, data, model)
+    for name, leaf in model.ops.learned.items():
+        if weights and name in weights.ops.learned and weights.ops.learned[name].shape == leaf.shape:
+            leaf.data = weights.ops.learned[name].data
+    return Run(options, data, model, trainer)
 
 
 def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe) -> Run:
