@@ -3,7 +3,8 @@ import numpy as np
 
 from minillm.errors import MiniLLMError
 from minillm.nn.module import Module
-from minillm.quantization.affine import PER_ROW, Quantized, quantize
+from minillm.nn.quantized import QuantizedMatrix
+from minillm.quantization.affine import PER_ROW, Quantized, Scheme, quantize
 from minillm.rounding import round_to, widen
 
 
@@ -31,3 +32,8 @@ def round_to_int8(model: Module) -> tuple[int, int]:
             p.data = round_to(rows.values(), p.format)
         after += rows.nbytes if p.ndim == 2 else exact.nbytes
     return after, before
+
+
+def round_to_nearest(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme) -> QuantizedMatrix:
+    """Codes of a weight (N,K) float32, each rounded by itself; what goes in, (n,K), does not matter."""
+    return QuantizedMatrix(quantize(weight, scheme), int8=scheme.grid.bits == 8)
