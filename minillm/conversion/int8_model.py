@@ -1,12 +1,16 @@
 """A trained GPT as it generates: with its weights in float32, in float16, or as int8 codes for int8 products."""
+from collections.abc import Callable
+
 import numpy as np
 
-from minillm.conversion.rounding import int8_rows
+from minillm.autograd.tensor import Tensor
+from minillm.conversion.rounding import round_to_nearest
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import Format
 from minillm.models.gpt import GPT
-from minillm.nn import Embedding, Int8Embedding, Int8Linear, Linear, Module
+from minillm.nn import Embedding, Linear, Module, QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
 from minillm.precision.recipe import Recipe
+from minillm.quantization.affine import PER_ROW
 from minillm.recipes import PRESETS
 from minillm.rounding import round_to, widen
 
@@ -46,13 +50,18 @@ def state_in(model: Module, format: Format) -> dict[str, np.ndarray]:
 
 def to_int8(module: Module) -> Module:
     """Put codes in place of every matrix below a float32 module: linear layers, embeddings and the tied head."""
+    return replace_matrices(module, lambda weight: round_to_nearest(weight.data, weight.data, PER_ROW))
+
+
+def replace_matrices(module: Module, matrix_of: Callable[[Tensor], QuantizedMatrix | None]) -> Module:
+    """Put layers of codes in place of linear layers and embeddings, by what `matrix_of` makes of their weights; None: leave it."""
     for key, part in list(module.parts()):
         if isinstance(part, Linear | Embedding):
-            rows = int8_rows(part.weight.data)
-            codes = rows.codes, rows.scale
-            setattr(module, key, Int8Linear(*codes, part.bias) if isinstance(part, Linear) else Int8Embedding(*codes))
+            if (matrix := matrix_of(part.weight)) is not None:
+                setattr(module, key, QuantizedLinear(part.ops, matrix, part.bias) if isinstance(part, Linear)
+                        else QuantizedEmbedding(part.ops, matrix))
         elif isinstance(part, Module):
-            to_int8(part)
+            replace_matrices(part, matrix_of)
     return module
 
 

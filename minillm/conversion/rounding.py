@@ -13,9 +13,14 @@ def int8_rows(weight: np.ndarray) -> Quantized:
 
     MiniLLMError for weights that are not finite: they have no scale.
     """
+    check_finite(weight)
+    return quantize(weight, PER_ROW)
+
+
+def check_finite(weight: np.ndarray) -> None:
+    """MiniLLMError for weights that no code can hold."""
     if not np.isfinite(weight).all():
         raise MiniLLMError(f"a weight is {weight[~np.isfinite(weight)][0]}, which int8 cannot hold: this model has diverged")
-    return quantize(weight, PER_ROW)
 
 
 def round_to_int8(model: Module) -> tuple[int, int]:
@@ -36,4 +41,5 @@ def round_to_int8(model: Module) -> tuple[int, int]:
 
 def round_to_nearest(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme) -> QuantizedMatrix:
     """Codes of a weight (N,K) float32, each rounded by itself; what goes in, (n,K), does not matter."""
+    check_finite(weight)
     return QuantizedMatrix(quantize(weight, scheme), int8=scheme.grid.bits == 8)

@@ -1,12 +1,12 @@
 """A linear layer whose weights are codes of any scheme, with what conversions put beside them: smoothed inputs, outlier columns."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from minillm.autograd.tensor import Tensor
+from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.kernels import product
-from minillm.nn.int8 import refuse_gradients
 from minillm.nn.module import Module
 from minillm.precision.recipe import Ops
 from minillm.quantization.affine import Quantized
@@ -55,6 +55,14 @@ class QuantizedMatrix:
         codes, scale = codes_of_rows(x)                                        # (M,K) int8, (M,1) f32
         return int8_product(codes, self.weight.codes.T).astype(np.float32) * (scale * self.weight.scale) + y
 
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Rows (..., K) float32 of the matrix by their numbers (...)."""
+        w, flat = self.weight, ids.reshape(-1)
+        scale, zero = (a if a is None or a.ndim == 0 else a[flat] for a in (w.scale, w.zero_point))
+        chosen = replace(self, weight=Quantized(w.codes[flat], scale, zero, w.scheme),
+                         columns=None if self.columns is None else self.columns[flat])
+        return chosen.values().reshape(*ids.shape, w.codes.shape[1])
+
 
 class QuantizedLinear(Module):
     """y = x W^T + b: (..., K) -> (..., N) float32, W as a QuantizedMatrix.
@@ -66,6 +74,11 @@ class QuantizedLinear(Module):
         self.ops, self.scheme, self.int8, self.bias = ops, matrix.weight.scheme, matrix.int8, bias
         self.codes, self.scale, self.zero_point = matrix.weight.codes, matrix.weight.scale, matrix.weight.zero_point
         self.divide, self.outliers, self.columns = matrix.divide, matrix.outliers, matrix.columns
+
+    @property
+    def plain_int8(self) -> bool:
+        """Whether it is no more than int8 codes, a scale for each row, and int8 products."""
+        return self.int8 and self.scheme.granularity == "channel" and self.divide is None and self.outliers is None
 
     @property
     def matrix(self) -> QuantizedMatrix:
@@ -82,10 +95,19 @@ class QuantizedLinear(Module):
 
 
 class QuantizedEmbedding(QuantizedLinear):
-    """Rows of a table of codes (V,C) by id, as float32; tied, the table is the weight of the model's head."""
+    """Rows of a table of codes (V,C) by id, as float32: ids (...) -> (..., C). Tied, the table is the weight of the head, too."""
 
     def forward(self, ids: np.ndarray) -> Tensor:
-        return self.ops.embedding(Tensor(self.matrix.values(), FLOAT32), ids)
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self.codes)):
+            raise MiniLLMError(f"embedding: ids must lie in 0 ... {len(self.codes) - 1}, found {ids.min()} ... {ids.max()}")
+        return Tensor(self.matrix.rows(ids), FLOAT32)
 
     def head(self, x: Tensor) -> Tensor:
+        """Logits: (..., C) -> (..., V)."""
         return QuantizedLinear.forward(self, x)
+
+
+def refuse_gradients(x: Tensor) -> None:
+    """Codes have no gradient, and what stands before them would get none, silently."""
+    if x.needs_gradient:
+        raise MiniLLMError("codes of weights cannot be trained: call the model inside ops.context.no_record()")
