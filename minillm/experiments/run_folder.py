@@ -10,9 +10,11 @@ from minillm.errors import MiniLLMError
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model
 from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
+from minillm.nn import quantized_layers
 from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
 from minillm.training.checkpoint import load_model, read_state
+from minillm.training.quantized_checkpoint import load_quantized
 
 FILES = ("config.json", "tokenizer.json", "metrics.jsonl", "state.safetensors", "loss.png")
 
@@ -102,11 +104,22 @@ class RunFolder:
 
 
 def load_run(path: str | Path) -> tuple[GPT, Tokenizer, TrainOptions]:
-    """A trained model with its tokenizer and the options that it was made with."""
+    """A trained model with its tokenizer and the options that it was made with; one of codes, where it was quantized."""
     folder = RunFolder(Path(path))
     options, recipe = folder.read_config()
     tokenizer = folder.read_tokenizer()
     arrays, facts = read_state(folder.state)
     model = make_model(options, tokenizer.vocabulary, recipe)
-    load_model(folder.state, model, arrays, facts)
+    if "quantized" in facts:
+        load_quantized(model, arrays, facts)
+    else:
+        load_model(folder.state, model, arrays, facts)
+    return model, tokenizer, options
+
+
+def load_unquantized(path: str | Path, what: str) -> tuple[GPT, Tokenizer, TrainOptions]:
+    """The same of a run that can go on; MiniLLMError for one of codes, which `what` cannot."""
+    model, tokenizer, options = load_run(path)
+    if quantized_layers(model):
+        raise MiniLLMError(f"{path} is already quantized, and codes cannot be {what}: take the run that it was made from")
     return model, tokenizer, options

@@ -12,6 +12,7 @@ from minillm.autograd.watching import watch
 from minillm.backend import freed_memory_kept
 from minillm.conversion.int8_model import state_in
 from minillm.conversion.rounding import round_to_int8
+from minillm.errors import MiniLLMError
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
 from minillm.models.gpt import GPT
@@ -57,6 +58,8 @@ def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None, wei
 def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe) -> Run:
     """The run as its checkpoint left it."""
     arrays, facts = read_state(folder.state)
+    if "quantized" in facts:
+        raise MiniLLMError(f"{folder.path} is already quantized, and codes cannot be trained: take the run that it was made from")
     run = new_run(options, data, recipe)
     load_model(folder.state, run.model, arrays, facts)
     load_trainer(run.trainer, arrays, facts)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions, default_out, load_data
-from minillm.experiments.run_folder import RunFolder
-from minillm.experiments.run_folder import load_run as trained_model
+from minillm.experiments.run_folder import RunFolder, load_unquantized
 from minillm.experiments.running import Run, follow, load_run, new_run, tokens_per_second
 from minillm.files import write_whole
 from minillm.plotting.training import loss_curves
@@ -50,7 +49,7 @@ def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, fo
     if folder.path.resolve() == before.path.resolve():
         raise MiniLLMError(f"--from and --out are both {folder.path}: give another --out")
     folder.check_free(force)
-    weights, tokenizer, _ = trained_model(source)
+    weights, tokenizer, _ = load_unquantized(source, "trained")
     data = load_data(options, tokenizer)
     run = new_run(options, data, weights=weights)
     folder.begin(options, run.model.ops.recipe, data, str(source))

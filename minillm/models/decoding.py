@@ -14,7 +14,7 @@ from minillm.autograd.rules.products import FLOAT32_PRODUCTS
 from minillm.autograd.tensor import Tensor
 from minillm.autograd.watching import Event, watch, watched
 from minillm.formats import FLOAT16, FLOAT32
-from minillm.nn import Block, KeyValueCache, LayerNorm, Module, QuantizedEmbedding, QuantizedLinear
+from minillm.nn import Block, KeyValueCache, LayerNorm, Module, QuantizedEmbedding, QuantizedLinear, quantized_layers
 from minillm.rounding import widen
 
 OPS = ("embedding", "add", "layer_norm", "linear", "attention", "gelu")
@@ -47,7 +47,7 @@ class Decoder:
         context, recipe, seen = self.model.ops.context, self.model.ops.recipe, FirstPass()
         ours = kernels.enabled() and isinstance(self.model.norm.gain.data, np.ndarray)
         look = self.first and ours and not watched() and context.forward == "nearest_even" and not recipe.quantizers \
-            and not any(part.int8 and not part.plain_int8 for part in quantized_parts(self.model))
+            and not any(part.int8 and not part.plain_int8 for part in quantized_layers(self.model).values())
         with watch(seen) if look else contextlib.nullcontext():
             logits = self.model(np.array([window], np.int32), caches, start)                 # (1,T,V)
         if look and seen.plain and seen.formats in ({FLOAT32}, {FLOAT16}):
@@ -74,12 +74,6 @@ class Decoder:
             cache.count = position + 1
         self.kernel.head(x, as_bits(logits), self.norm, self.head)
         return logits.astype(np.float32)
-
-
-def quantized_parts(module: Module) -> list[QuantizedLinear]:
-    """Every layer of codes below a module."""
-    return [layer for _, part in module.parts() if isinstance(part, Module)
-            for layer in ([part] if isinstance(part, QuantizedLinear) else quantized_parts(part))]
 
 
 def as_bits(array: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 from minillm.nn.attention import Attention, Block, KeyValueCache
 from minillm.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minillm.nn.module import Maker, Module
-from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
+from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix, quantized_layers
 
 __all__ = ["Attention", "Block", "Dropout", "Embedding", "KeyValueCache", "LayerNorm", "Linear", "Maker", "Module",
-           "QuantizedEmbedding", "QuantizedLinear", "QuantizedMatrix"]
+           "QuantizedEmbedding", "QuantizedLinear", "QuantizedMatrix", "quantized_layers"]

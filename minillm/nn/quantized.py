@@ -107,6 +107,11 @@ class QuantizedEmbedding(QuantizedLinear):
         return QuantizedLinear.forward(self, x)
 
 
+def quantized_layers(module: Module) -> dict[str, QuantizedLinear]:
+    """Every layer of codes below a module, by its full name."""
+    return {name.removesuffix(".codes"): owner for name, owner, key, _ in module.walk() if key == "codes"}
+
+
 def refuse_gradients(x: Tensor) -> None:
     """Codes have no gradient, and what stands before them would get none, silently."""
     if x.needs_gradient:

@@ -8,6 +8,7 @@ A quantizer stands in a recipe in front of an op's input: (ops, x, name) -> x.
 """
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -133,6 +134,7 @@ class NormalizedFake:
     """Each row to a root mean square of 1, without a gain, and then codes: what stands in front of a ternary weight."""
 
     scheme: Scheme
+    normalizes: ClassVar[bool] = True
 
     def __call__(self, ops, x: Tensor, name: str) -> Tensor:
         gain = Tensor(np.ones(x.shape[-1], np.float32), FLOAT32)
