@@ -83,23 +83,24 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
     layers = []
 
     def matrix_of(weight: Tensor) -> QuantizedMatrix | None:
-        matrix, left = one_matrix(model, weight, how, inputs.get(weight.name))
-        layers.append(Layer(weight.name, quality(matrix, weight.data, inputs.get(weight.name)) if matrix else math.inf,
-                            matrix.nbytes if matrix else weight.data.nbytes, left))
+        check_finite(weight.data)
+        seen = inputs.get(weight.name)
+        matrix = one_matrix(model, weight, how, seen)
+        layers.append(Layer(weight.name, quality(matrix, weight.data, seen), matrix.nbytes) if matrix else
+                      Layer(weight.name, math.inf, weight.data.nbytes, f"fewer than {LEAST_SIZE:,} values"))
         return matrix
 
     return replace_matrices(under(model, PRESETS["float32"]), matrix_of), layers
 
 
-def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> tuple[QuantizedMatrix | None, str]:
-    """(the matrix, or None and why it is left)."""
-    check_finite(weight.data)
+def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
+    """What stands in for a matrix; None: it stays. Training's own steps are taken over, where it has learned such."""
     scheme, steps = how.make_scheme(), model.ops.learned.get(f"{weight.name}.log_step")
-    if how.method == "rtn" and steps is not None and how.scheme == "int4":
-        return learned_matrix(weight.data, np.exp(steps.data)), ""
-    if inputs is None:                                       # positions: nothing is multiplied by them
-        return (by_size if how.method == "dynamic" else round_to_nearest)(weight.data, weight.data, scheme), "small"
-    return METHODS[how.method](weight.data, inputs, scheme), f"fewer than {LEAST_SIZE} values"
+    if how.method == "rtn" and how.scheme == "int4" and steps is not None:
+        return learned_matrix(weight.data, np.exp(steps.data))
+    if inputs is None and how.method != "dynamic":           # positions: nothing is multiplied by them
+        return round_to_nearest(weight.data, weight.data, scheme)
+    return METHODS[how.method](weight.data, inputs, scheme)
 
 
 def learned_matrix(weight: np.ndarray, steps: np.ndarray) -> QuantizedMatrix:

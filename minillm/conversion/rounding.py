@@ -40,6 +40,10 @@ def round_to_int8(model: Module) -> tuple[int, int]:
 
 
 def round_to_nearest(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme) -> QuantizedMatrix:
-    """Codes of a weight (N,K) float32, each rounded by itself; what goes in, (n,K), does not matter."""
+    """Codes of a weight (N,K) float32, each rounded by itself; what goes in, (n,K), does not matter.
+
+    Products are of int8 codes where both operands can be: with symmetric codes, and no more than one scale a row.
+    """
     check_finite(weight)
-    return QuantizedMatrix(quantize(weight, scheme), int8=scheme.grid.bits == 8)
+    int8 = scheme.grid.bits == 8 and scheme.symmetric and scheme.granularity != "group"
+    return QuantizedMatrix(quantize(weight, scheme), int8=int8)

@@ -78,7 +78,7 @@ def write_folder(source: RunFolder, target: RunFolder, options: TrainOptions, ho
 
 def layer_to_json(layer: Layer) -> dict:
     """A layer that lost nothing has no signal-to-noise ratio."""
-    left = {"left_in_float32": layer.left} if math.isinf(layer.sqnr_db) and layer.left else {}
+    left = {"left_in_float32": layer.left} if layer.left else {}
     return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes} | left
 
 
