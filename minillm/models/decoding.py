@@ -104,8 +104,9 @@ def norm_weights(norm: LayerNorm, seen: FirstPass) -> tuple:
 
 def linear_weights(layer: Module, seen: FirstPass, place: str | None = None) -> tuple:
     """(weight, scale or None, bias)."""
-    if isinstance(layer, QuantizedLinear) and layer.plain_int8:
-        return layer.codes, layer.scale, vector(layer.bias, len(layer.scale))
+    if isinstance(layer, QuantizedLinear):
+        codes = (layer.codes, layer.scale) if layer.plain_int8 else (layer.matrix.values(), None)
+        return *codes, vector(layer.bias, len(layer.codes))
     weight, bias = seen.inputs[place or layer.place, "linear"]
     return as_bits(weight.data), None, vector(bias, len(weight))
 
