@@ -84,8 +84,12 @@ def demo(arguments) -> Answer:
 
 
 def train(arguments) -> Answer:
-    from minillm.experiments.train import resume, train
+    from minillm.experiments.train import fine_tune, resume, train
     given = given_options(arguments)
+    if arguments.source and arguments.resume is not None:
+        raise MiniLLMError("--from begins a new run and --resume goes on with one: give one of them")
+    if arguments.source:
+        return ending(fine_tune(arguments.source, given, arguments.out, arguments.force, arguments.quiet))
     if arguments.resume is None:
         return ending(train(options_class()(**given), arguments.out, arguments.force, arguments.quiet))
     run = arguments.resume or arguments.out
@@ -132,6 +136,14 @@ def sample(arguments) -> Answer:
     return Answer(result, result["text"])
 
 
+def quantize(arguments) -> Answer:
+    from minillm.conversion.convert import Conversion
+    from minillm.experiments import quantize
+    how = Conversion(arguments.scheme, arguments.method, arguments.granularity, arguments.group)
+    result = quantize.quantize(arguments.run, how, arguments.calibrate, arguments.out, arguments.force)
+    return Answer(result, quantize.describe(result))
+
+
 def recipes(arguments) -> Answer:
     from minillm.experiments import recipes
     return Answer(recipes.recipes(arguments.name), recipes.describe(arguments.name))
@@ -167,6 +179,7 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "compare": (compare, "the same model under several recipes and seeds: a table and figures"),
     "evaluate": (evaluate, "validation loss of a run"),
     "sample": (sample, "text from a run"),
+    "quantize": (quantize, "a run as codes of 8, 4, 3 or 2 bits: a model folder, its bytes, its loss"),
     "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
     "inspect": (inspect, "what every layer's numbers look like: underflow, overflow, headroom, and what other formats would do"),
     "formats": (formats, "table of number formats; one format; the bits of one value in it"),
@@ -179,23 +192,34 @@ def parser_of(name: str) -> Parser:
     parser = Parser(prog=f"minillm {name}", description=COMMANDS[name][1], allow_abbrev=False)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else there")
-    if name in ("evaluate", "sample", "inspect"):
+    if name in ("evaluate", "sample", "inspect", "quantize"):
         parser.add_argument("run", metavar="RUN", help="a run folder")
     if name == "recipes":
         parser.add_argument("name", metavar="NAME", nargs="?", default="", help="one recipe, op by op (default: all, a line each)")
     if name in ("train", "compare"):
         add_options(parser)
-    if name in ("train", "evaluate", "sample", "inspect"):
+    if name in ("train", "evaluate", "sample", "inspect", "quantize"):
         parser.add_argument("--threads", type=int, default=0, help="that share the work (default: one for each core)")
     if name == "train":
         parser.add_argument("--out", type=filled, metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
         parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
+        parser.add_argument("--from", dest="source", type=filled, metavar="RUN", help="begin with weights and options of this run")
         parser.add_argument("--force", action="store_true", help="replace the run that is there")
     if name in ("demo", "compare"):
         parser.add_argument("--out", type=filled, default="figures", metavar="DIR", help="folder for figures (default figures)")
     if name == "compare":
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
+    if name == "quantize":
+        parser.add_argument("--scheme", type=filled, default="int8", metavar="NAME", help="int8, int4, int3 or int2 (default int8)")
+        parser.add_argument("--method", type=filled, default="rtn", metavar="NAME",
+                            help="rtn, gptq, gptq-act, awq, smoothquant, outliers or dynamic (default rtn, round to nearest)")
+        parser.add_argument("--granularity", type=filled, default="channel", metavar="NAME",
+                            help="what has a scale of its own: tensor, channel (a row) or group (default channel)")
+        parser.add_argument("--group", type=int, default=32, metavar="N", help="values in a group (default 32)")
+        parser.add_argument("--calibrate", type=int, default=64, metavar="N", help="windows of text to look at (default 64)")
+        parser.add_argument("--out", type=filled, required=True, metavar="DIR", help="the model folder to make")
+        parser.add_argument("--force", action="store_true", help="replace the run that is there")
     if name == "inspect":
         parser.add_argument("--format", type=filled, metavar="NAME", help="what if all were in it (default: each format, in short)")
         parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps to watch (default 1)")

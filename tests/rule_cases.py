@@ -137,5 +137,11 @@ CASES = {name: list(cases) for name, cases in {
     "linear": [((normal(*s, 4), normal(5, 4), *bias), {})
                for s in ((3,), (2, 3), (), (2, 1, 3), (0,)) for bias in ((), (normal(5),))],
     "attention": attentions(), "cross_entropy": cross_entropies(),
+    "fake_quantize": [c for symmetric in (True, False) for c in of([(3, 4)], lowest=-7, highest=7, rows=3, symmetric=symmetric)
+                      + of([(3, 4), ()], lowest=-8, highest=7, rows=1, symmetric=symmetric)
+                      + of([(2, 8)], lowest=-1, highest=1, rows=4) + of([(0, 3)], lowest=-7, highest=7, rows=0)],
+    "lsq": [((normal(*shape), positive(*steps)), {"lowest": -8, "highest": 7})
+            for shape, steps in (((3, 4), (3,)), ((3, 4), ()), ((2, 8), (2, 2)), ((0, 3), (0,)), ((40,), (1,)))],
+    "ternarize": of(SHAPES),
     "bce_with_logits": binary(normal), "bce": binary(shares),
 }.items()}

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from tiny_gpt import batch, make, objective_of, recipe_of, state_bits
+from tiny_gpt import batch, bits_of, make, objective_of, recipe_of, state_bits
 from tiny_run import contents, small, write_text
 
 from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
 from minillm.experiments import train as train_module
 from minillm.experiments.evaluate import evaluate
-from minillm.experiments.train import resume, train
+from minillm.experiments.train import fine_tune, resume, train
 from minillm.files import write_whole
 from minillm.formats import FLOAT32
 from minillm.training.checkpoint import load_model, load_trainer, read_state, save_state
@@ -30,6 +30,7 @@ RUNS = {
     "float16-no-master, overflowing": {"recipe": "float16-no-master", "growth_interval": 1, "dropout": 0.2},
     "float16-stochastic, overflowing": {"recipe": "float16-stochastic", "growth_interval": 1},
     "bfloat16-kahan": {"recipe": "bfloat16-kahan"}, "float32-adam8-dynamic": {"recipe": "float32-adam8-dynamic"},
+    "int4-qat": {"recipe": "int4-qat"},
     "sgd, bpe": {"optimizer": "sgd", "tokenizer": "bpe", "vocab": 280, "beta1": 0.9},
 }
 
@@ -161,6 +162,69 @@ def test_a_run_is_not_resumed_as_another_one(given, message, whole, tmp_path):
     with pytest.raises(MiniLLMError, match=message):
         resume(run, given, quiet=True)
     assert contents(run) == before
+
+
+# --- beginning with the weights of another run
+
+UNMOVED = {"steps": 1, "warmup": 0, "lr": 1e-30, "min_lr": 0.0, "weight_decay": 0.0, "loss_scale": "1"}
+
+
+def arrays_of(run):
+    return read_state(run / "state.safetensors")[0]
+
+
+@pytest.mark.parametrize("recipe", ["float32", "float16-no-master", "int8-qat", "int4-qat", "bitnet-b1.58"])
+@pytest.mark.parametrize("source", ["float32", "float16-mixed", "sgd, bpe"])
+def test_a_run_begins_with_the_weights_of_another(source, recipe, whole, tmp_path):
+    """With a learning rate of almost nothing its weights stay those of the other, rounded once into its own format."""
+    given = UNMOVED | {"recipe": recipe}
+    assert fine_tune(whole[source], given, tmp_path / "new", quiet=True)["steps"] == 1
+    old, new = arrays_of(whole[source]), arrays_of(tmp_path / "new")
+    for name in (name for name in old if name.startswith("model/")):
+        assert np.array_equal(new[name], old[name].astype(new[name].dtype)), name
+    assert any(name.startswith("learned/") for name in new) is (recipe == "int4-qat")
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["from"] == str(whole[source])
+    assert {k: config["options"][k] for k in ("layers", "text", "tokenizer", "recipe")} == \
+        {k: (given | json.loads((whole[source] / "config.json").read_text())["options"] | given)[k]
+         for k in ("layers", "text", "tokenizer", "recipe")}
+
+
+def test_steps_that_a_run_has_learned_are_taken_over(whole, tmp_path):
+    fine_tune(whole["int4-qat"], UNMOVED, tmp_path / "new", quiet=True)
+    old, new = arrays_of(whole["int4-qat"]), arrays_of(tmp_path / "new")
+    learned = [name for name in old if name.startswith("learned/")]
+    assert learned
+    for name in learned:
+        assert np.array_equal(old[name], new[name])
+
+
+def test_a_fine_tuned_run_that_stops_goes_on_as_if_it_had_not(whole, tmp_path, stopping):
+    given = {"recipe": "int4-qat", "steps": 6}
+    stopping(99)
+    fine_tune(whole["float32"], given, tmp_path / "whole", quiet=True)
+    stopping(3)
+    fine_tune(whole["float32"], given, tmp_path / "stopped", quiet=True)
+    stopping(99)
+    resume(tmp_path / "stopped", {}, quiet=True)
+    assert bits_of(arrays_of(tmp_path / "stopped")) == bits_of(arrays_of(tmp_path / "whole"))
+    assert json.loads((tmp_path / "stopped" / "config.json").read_text())["from"] == str(whole["float32"])
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"layers": 2}, "--layers is 2, but the weights of .* are for 1"), ({"tokenizer": "bpe"}, "--tokenizer is bpe"),
+    ({"recipe": "int5"}, "unknown recipe 'int5'"), ({"text": "missing.txt"}, "missing.txt")], ids=str)
+def test_a_run_is_not_begun_as_what_it_cannot_be(given, message, whole, tmp_path):
+    with pytest.raises(MiniLLMError, match=message):
+        fine_tune(whole["float32"], given, tmp_path / "new", quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_is_not_replaced_by_what_begins_with_it(whole):
+    before = contents(whole["float32"])
+    with pytest.raises(MiniLLMError, match="--from and --out are both"):
+        fine_tune(whole["float32"], {}, whole["float32"], force=True, quiet=True)
+    assert contents(whole["float32"]) == before
 
 
 @pytest.mark.parametrize("use", [evaluate, lambda run: resume(run, {}, quiet=True)], ids=["evaluate", "resume"])

@@ -20,12 +20,22 @@ from minillm.formats import FLOAT16, FLOAT32
 from minillm.models.decoding import Decoder
 from minillm.models.gpt import GPT
 from minillm.nn.attention import KeyValueCache
-from minillm.nn.int8 import HIGHEST, Int8Embedding, Int8Linear, codes_of, int8_product
+from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
+from minillm.quantization.affine import PER_ROW, Quantized, as_scale
+from minillm.quantization.products import codes_of_rows, int8_product
 from minillm.rounding import round_to, widen
 from minillm.testing import dot_bound
 
 IDS = batch(rows=1)[0][0]                        # (T,)
 SERVED = ("float32", "float16-mixed", "float16", "float16-no-master")
+
+
+def int8_matrix(codes, scale):
+    return QuantizedMatrix(Quantized(codes, scale, None, PER_ROW), int8=True)
+
+
+def int8_layer(codes, scale, bias=None):
+    return QuantizedLinear(None, int8_matrix(codes, scale), bias)
 
 
 def livelier(model: GPT) -> GPT:
@@ -160,14 +170,14 @@ def rows(seed, K, count=6):
 @pytest.mark.parametrize("K", [1, 5, 256])
 def test_activations_have_the_codes_that_numpy_gives_them(kernel, K):
     x = rows(0, K)
-    codes, scale = codes_of(x)
+    codes, scale = codes_of_rows(x)
     for row, expected, factor in zip(x, codes, scale[:, 0], strict=True):
         ours, ours_scale = kernel.to_codes(row)
         assert (ours == expected).all()
         assert np.float32(ours_scale).tobytes() == factor.tobytes()
     assert codes.min() >= -127
     assert (codes[1] == 0).all()
-    assert (scale[1], scale[5]) == (1, HIGHEST)
+    assert (scale[1], scale[5]) == (1, as_scale(np.float32(np.inf)))
     assert np.isnan(scale[2:4]).all()
 
 
@@ -176,7 +186,7 @@ def test_int8_products_are_exact(kernels, K):
     rng = np.random.default_rng(K)
     a, b = np.where(rng.random((3, K)) < 0.9, 127, -127).astype(np.int8), np.full((K, 2), 127, np.int8)
     assert (int8_product(a, b) == a.astype(np.int64) @ b.astype(np.int64)).all()
-    x, layer = a[:1].astype(np.float32), Int8Linear(b.T.copy(), np.array([1, 2], np.float32))
+    x, layer = a[:1].astype(np.float32), int8_layer(b.T.copy(), np.array([1, 2], np.float32))
     exact = (a[0].astype(np.int64) @ b.astype(np.int64)).astype(np.float32) * layer.scale
     assert layer(make().ops.cast(Tensor(x), FLOAT32)).data[0].tobytes() == exact.tobytes()
 
@@ -186,9 +196,9 @@ def test_int8_products_are_exact(kernels, K):
 def test_the_compiled_int8_layer_has_the_bits_of_numpys(kernel, N, K, biased, monkeypatch):
     monkeypatch.setenv("MINILLM_KERNELS", "off")
     rng = np.random.default_rng(N)
-    codes, scale = codes_of(rng.standard_normal((N, K), np.float32))
+    codes, scale = codes_of_rows(rng.standard_normal((N, K), np.float32))
     bias, x = rng.standard_normal(N, np.float32), rng.standard_normal(K, np.float32)
-    layer = Int8Linear(codes, scale[:, 0], Tensor(bias) if biased else None)
+    layer = int8_layer(codes, scale[:, 0], Tensor(bias) if biased else None)
     y = np.empty(N, np.float32)
     kernel.linear_int8(x, y, codes, scale[:, 0].copy(), bias if biased else np.zeros(N, np.float32))
     assert y.tobytes() == layer(Tensor(x[None])).data.tobytes()
@@ -341,18 +351,18 @@ def test_int8_tokens_have_the_logits_of_an_int8_pass():
 
 def test_rows_of_an_int8_table_have_their_own_scales():
     table = np.array([[1, -2], [100, 50], [0, 0]], np.float32)
-    codes, scale = codes_of(table)
-    rows = Int8Embedding(codes, scale[:, 0])(np.array([[2, 1], [0, 0]])).data
+    codes, scale = codes_of_rows(table)
+    rows = QuantizedEmbedding(None, int8_matrix(codes, scale[:, 0]))(np.array([[2, 1], [0, 0]])).data
     assert (abs(rows - table[[[2, 1], [0, 0]]]) <= scale[[[2, 1], [0, 0]]] / 2).all()
     with pytest.raises(MiniLLMError, match=r"ids must lie in 0 \.\.\. 2"):
-        Int8Embedding(codes, scale[:, 0])(np.array([3]))
+        QuantizedEmbedding(None, int8_matrix(codes, scale[:, 0]))(np.array([3]))
 
 
 def test_what_cannot_be_converted_or_trained_is_refused():
     model = make()
     with pytest.raises(MiniLLMError, match="unknown weights 'int4': did you mean 'int8'"):
         in_weights(model, "int4")
-    with pytest.raises(MiniLLMError, match="int8 weights cannot be trained"):
+    with pytest.raises(MiniLLMError, match="codes of weights cannot be trained"):
         in_weights(model, "int8").loss(*batch())
     model.block0.mlp.up.weight.data[3, 4] = 70_000
     with pytest.raises(MiniLLMError, match=r"block0\.mlp\.up\.weight has weights beyond 65504"):

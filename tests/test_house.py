@@ -232,7 +232,9 @@ FLOAT64 = {
     "minillm.kernels.watching": "the same sums",
     "minillm.precision.accumulation": "an emulated accumulator adds in float64 and rounds once",
     "minillm.kernels.accumulation": "the same, compiled",
-    "minillm.conversion.rounding": "a weight divided by its scale is rounded to a whole number from its exact side of a half",
+    "minillm.quantization.affine": "a value divided by its scale is rounded to a whole number from its exact side of a half",
+    "minillm.conversion.gptq": "the inverse of a Hessian, whose condition is the square of the inputs': a conversion, not a step",
+    "minillm.quantization.error": "a judge sums squared errors, as precision.tally does",
 }
 
 

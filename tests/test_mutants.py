@@ -26,14 +26,13 @@ from minillm.bench import measure, rowwise
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import decoding, gpt
-from minillm.nn import int8
 from minillm.nn.attention import Block, KeyValueCache
-from minillm.nn.int8 import Int8Linear
 from minillm.nn.module import Module
+from minillm.nn.quantized import QuantizedMatrix
 from minillm.optim import clipping, eight_bit
 from minillm.precision import accumulation, block_scaling, clinic, float8, recipe, tally, what_if
 from minillm.precision.loss_scaling import LossScaler, LossScaling
-from minillm.precision.master_weights import working_copy
+from minillm.quantization import products as int8_products
 from minillm.training import trainer
 
 FAILURES = (AssertionError, MiniLLMError, pytest.fail.Exception)
@@ -165,7 +164,7 @@ MUTANTS = [
            "recipes.what_is_rounded_was_computed_in_float32", ("float16-mixed",)),
     Mutant("a float64 leaks into the optimizer", optim.AdamW.constants, "map(np.float32", "map(np.float64",
            "optim.watchers_see_every_rounding_of_an_update", (FLOAT16,)),
-    Mutant("weights cast at each use", working_copy, "if at not in context.leaf_casts", "if True",
+    Mutant("weights cast at each use", Context.once, "if at not in self.leaf_casts", "if True",
            "recipes.a_parameter_is_cast_once_a_forward_pass_however_often_it_is_used"),
     Mutant("casts outlive no_record", Context.no_record.__wrapped__, "self.leaf_casts.clear()", "pass",
            "recipes.a_cast_made_without_recording_does_not_stand_in_for_one_that_records"),
@@ -295,9 +294,9 @@ MUTANTS = [
            "generation.no_text_is_made_with_the_weights_of_yesterday", ("float16-mixed", "off")),
     Mutant("a compiled token stands too early", decoding.Decoder.after_one, "self.positions(position)",
            "self.positions(position - 1)", "generation.a_compiled_token_has_the_logits_of_a_whole_pass", ("float32", True)),
-    Mutant("scales of the wrong rows", Int8Linear.forward, "(x_scale * self.scale)", "(x_scale * self.scale[::-1])",
+    Mutant("scales of the wrong rows", QuantizedMatrix.apply, "(scale * self.weight.scale)", "(scale * self.weight.scale[::-1])",
            "generation.int8_products_are_exact", ("off", 32)),
-    Mutant("of an int8 product only the last part", int8.int8_product, "total += (", "total = (",
+    Mutant("of an int8 product only the last part", int8_products.int8_product, "total = total + part", "total = part",
            "generation.int8_products_are_exact", ("off", 3000)),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),

@@ -259,7 +259,7 @@ def test_every_cotangent_has_the_format_of_its_tensor_and_every_gradient_that_of
     model = make(name)
     events, gradients = traced(name, model)
     forward = {e.address: e.format for e in in_phase(events, "forward")}
-    leaves = {p.name: p.format for p in model.parameters()}
+    leaves = {p.name: p.format for p in (*model.parameters(), *model.ops.learned.values())}
     backwards = in_phase(events, "backward")
     assert Counter(e.address for e in backwards if e.address.op != "gradient") == Counter(forward.keys())   # each op once
     assert Counter(e.address.scope for e in backwards if e.address.op == "gradient") == Counter(leaves.keys())

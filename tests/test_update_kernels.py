@@ -270,10 +270,10 @@ def test_results_do_not_depend_on_threads():
 def test_what_is_shared_out_really_splits():
     """The sizes above make more tasks than run alone."""
     tasks, rounding, losses = room.load("tasks"), room.load("rounding"), room.load("losses")
-    assert tasks.shares(401 * 257, rounding.LEAST)[1] > tasks.ALONE
-    assert tasks.shares(301, losses.LEAST // 103)[1] > tasks.ALONE
-    assert 144 // room.load("embedding").LANES > tasks.ALONE
-    assert tasks.shares(257 * 131, room.load("optimizers").LEAST)[1] > tasks.ALONE
+    assert tasks.shares(401 * 257, rounding.LEAST)[1] > room.load("launch").ALONE
+    assert tasks.shares(301, losses.LEAST // 103)[1] > room.load("launch").ALONE
+    assert 144 // room.load("embedding").LANES > room.load("launch").ALONE
+    assert tasks.shares(257 * 131, room.load("optimizers").LEAST)[1] > room.load("launch").ALONE
 
 
 # optimizer

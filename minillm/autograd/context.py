@@ -6,7 +6,7 @@ address, phase). So bits do not depend on threads, order, watchers or resuming, 
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ class Context:
     step: int = 0                            # counts attempts, so that a step after a skipped one draws new bits
     micro: int = 0
     numbers: dict = field(default_factory=dict)
-    leaf_casts: dict = field(default_factory=dict)       # a parameter is cast once a forward pass, however often it is used
+    leaf_casts: dict = field(default_factory=dict)       # a parameter is cast or quantized once a forward pass, however often used
     keeps_casts: bool = False                # inside `unchanged`: once for all passes
 
     def begin(self, step: int, micro: int = 0) -> None:
@@ -99,6 +99,18 @@ class Context:
                 yield
         finally:
             self.keeps_casts = before
+
+    def once(self, x, how, make: Callable):
+        """What `make()` makes of a parameter x in this forward pass, made once for each `how`; anew for what is no parameter.
+
+        An update gives the parameter another array, and so another copy.
+        """
+        if not x.name:
+            return make()
+        at = (id(x), id(x.data), how)
+        if at not in self.leaf_casts:
+            self.leaf_casts[at] = (x, x.data), make()        # both are held, so that no other can take their ids
+        return self.leaf_casts[at][1]
 
     def address(self, op: str) -> Address:
         """The address of the next op of this name here; calling it counts."""

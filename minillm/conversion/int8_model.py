@@ -1,11 +1,16 @@
 """A trained GPT as it generates: with its weights in float32, in float16, or as int8 codes for int8 products."""
+from collections.abc import Callable
+
 import numpy as np
 
-from minillm.conversion.rounding import int8_rows
+from minillm.autograd.tensor import Tensor
+from minillm.conversion.rounding import round_to_nearest
 from minillm.errors import MiniLLMError, unknown
+from minillm.formats import Format
 from minillm.models.gpt import GPT
-from minillm.nn import Embedding, Int8Embedding, Int8Linear, Linear, Module
+from minillm.nn import Embedding, Linear, Module, QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
 from minillm.precision.recipe import Recipe
+from minillm.quantization.affine import PER_ROW
 from minillm.recipes import PRESETS
 from minillm.rounding import round_to, widen
 
@@ -26,26 +31,37 @@ def in_weights(model: GPT, name: str) -> GPT:
 
 def under(model: GPT, recipe: Recipe) -> GPT:
     """A copy of a model under another recipe, each parameter rounded once into that recipe's format."""
-    copy, state = GPT(model.shape, recipe), {}
+    copy = GPT(model.shape, recipe)
+    copy.load_state_dict(state_in(model, recipe.parameters))
+    return copy
+
+
+def state_in(model: Module, format: Format) -> dict[str, np.ndarray]:
+    """Every parameter by name, rounded once into a format. MiniLLMError for one that it cannot hold."""
+    state = {}
     for p in model.parameters():
         with np.errstate(over="ignore"):
-            state[p.name] = round_to(widen(p.data, np.float32), recipe.parameters)
+            state[p.name] = round_to(widen(p.data, np.float32), format)
         if np.isinf(state[p.name]).any() and np.isfinite(p.data).all():
-            raise MiniLLMError(f"{p.name} has weights beyond {recipe.parameters.max:g}, {recipe.parameters.name}'s largest: "
+            raise MiniLLMError(f"{p.name} has weights beyond {format.max:g}, {format.name}'s largest: "
                                "take float32 or int8 weights")
-    copy.load_state_dict(state)
-    return copy
+    return state
 
 
 def to_int8(module: Module) -> Module:
     """Put codes in place of every matrix below a float32 module: linear layers, embeddings and the tied head."""
+    return replace_matrices(module, lambda weight: round_to_nearest(weight.data, weight.data, PER_ROW))
+
+
+def replace_matrices(module: Module, matrix_of: Callable[[Tensor], QuantizedMatrix | None]) -> Module:
+    """Put layers of codes in place of linear layers and embeddings, by what `matrix_of` makes of their weights; None: leave it."""
     for key, part in list(module.parts()):
         if isinstance(part, Linear | Embedding):
-            rows = int8_rows(part.weight.data)
-            codes = rows.codes, rows.scale[:, 0]
-            setattr(module, key, Int8Linear(*codes, part.bias) if isinstance(part, Linear) else Int8Embedding(*codes))
+            if (matrix := matrix_of(part.weight)) is not None:
+                setattr(module, key, QuantizedLinear(part.ops, matrix, part.bias) if isinstance(part, Linear)
+                        else QuantizedEmbedding(part.ops, matrix))
         elif isinstance(part, Module):
-            to_int8(part)
+            replace_matrices(part, matrix_of)
     return module
 
 

@@ -39,7 +39,7 @@ def row(name: str, group: list[dict]) -> dict:
             "val_loss_sd": statistics.stdev(losses) if len(losses) > 1 else 0.0, "diverged": len(group) - len(losses),
             "skipped_steps": statistics.fmean(r["skipped_steps"] for r in group),
             "zero_gradient_share": statistics.fmean(r["zero_gradient_share"] for r in group),
-            "bytes": group[0]["bytes"], "stored_bytes": group[0]["stored_bytes"],
+            "learned_steps": group[0]["learned_steps"], "bytes": group[0]["bytes"], "stored_bytes": group[0]["stored_bytes"],
             "seconds": round(statistics.fmean(r["seconds"] for r in group), 2)}
 
 
@@ -49,4 +49,6 @@ def describe(result: dict) -> str:
     rows = [[r["recipe"], "-" if r["val_loss"] is None else f"{r['val_loss']:.4f}", f"{r['val_loss_sd']:.4f}",
              f"{r['diverged']} of {r['seeds']}", f"{r['skipped_steps']:g}", f"{r['zero_gradient_share']:.2%}",
              *(f"{r['bytes'][role] / 1e6:.2f}" for role in ROLES), f"{r['seconds']:.0f}"] for r in result["rows"]]
-    return "\n".join([table(head, rows), "", *(f"figure: {path}" for path in result["figures"])])
+    more = [f"{r['recipe']} trains {r['learned_steps']:,} parameters more than the others: the steps of its quantizers"
+            for r in result["rows"] if r["learned_steps"]]
+    return "\n".join([table(head, rows), "", *more, *(f"figure: {path}" for path in result["figures"])])

@@ -10,9 +10,11 @@ from minillm.errors import MiniLLMError
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model
 from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
+from minillm.nn import quantized_layers
 from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
 from minillm.training.checkpoint import load_model, read_state
+from minillm.training.quantized_checkpoint import load_quantized
 
 FILES = ("config.json", "tokenizer.json", "metrics.jsonl", "state.safetensors", "loss.png")
 
@@ -55,17 +57,20 @@ class RunFolder:
         if found and not (self.metrics.exists() or self.state.exists()):
             raise MiniLLMError(f"{self.path} is not a run, but holds a {found[0]}, which would be lost: choose another --out")
 
-    def begin(self, options: TrainOptions, recipe: Recipe, data: Data) -> None:
-        """Make the folder for a new run, in place of the run that is there; other files in it stay."""
+    def begin(self, options: TrainOptions, recipe: Recipe, data: Data, source: str | None = None) -> None:
+        """Make the folder for a new run, in place of the run that is there; other files in it stay.
+
+        `source`: the run whose weights it begins with.
+        """
         check_folder(self.path)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        self.write_config(options, recipe, data)
+        self.write_config(options, recipe, data, source)
         write_whole(self.tokenizer, json.dumps(data.tokenizer.to_json()))
 
-    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data) -> None:
+    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data, source: str | None = None) -> None:
         write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options), "text": data.digest,
-                                             "recipe": to_json(recipe)}, indent=1))
+                                             "from": source, "recipe": to_json(recipe)}, indent=1))
 
     def read_json(self, path: Path):
         """The content of one JSON file of the run."""
@@ -99,11 +104,22 @@ class RunFolder:
 
 
 def load_run(path: str | Path) -> tuple[GPT, Tokenizer, TrainOptions]:
-    """A trained model with its tokenizer and the options that it was made with."""
+    """A trained model with its tokenizer and the options that it was made with; one of codes, where it was quantized."""
     folder = RunFolder(Path(path))
     options, recipe = folder.read_config()
     tokenizer = folder.read_tokenizer()
     arrays, facts = read_state(folder.state)
     model = make_model(options, tokenizer.vocabulary, recipe)
-    load_model(folder.state, model, arrays, facts)
+    if "quantized" in facts:
+        load_quantized(model, arrays, facts)
+    else:
+        load_model(folder.state, model, arrays, facts)
+    return model, tokenizer, options
+
+
+def load_unquantized(path: str | Path, what: str) -> tuple[GPT, Tokenizer, TrainOptions]:
+    """The same of a run that can go on; MiniLLMError for one of codes, which `what` cannot."""
+    model, tokenizer, options = load_run(path)
+    if quantized_layers(model):
+        raise MiniLLMError(f"{path} is already quantized, and codes cannot be {what}: take the run that it was made from")
     return model, tokenizer, options

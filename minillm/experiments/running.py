@@ -10,7 +10,9 @@ from tqdm import tqdm
 from minillm import kernels
 from minillm.autograd.watching import watch
 from minillm.backend import freed_memory_kept
+from minillm.conversion.int8_model import state_in
 from minillm.conversion.rounding import round_to_int8
+from minillm.errors import MiniLLMError
 from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
 from minillm.models.gpt import GPT
@@ -37,15 +39,27 @@ class Run:
     made: int = 0                            # attempts since this process began
 
 
-def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None) -> Run:
-    """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name."""
+def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None, weights: GPT | None = None) -> Run:
+    """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name.
+
+    It begins with the weights of another model, where one is given, rounded into the recipe's format; so does what the quantizers
+    of both have learned. What only this one's learn is made from its first batch.
+    """
     model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe())
-    return Run(options, data, model, make_trainer(options, data, model))
+    if weights:
+        model.load_state_dict(state_in(weights, model.ops.recipe.parameters))
+    trainer = make_trainer(options, data, model)
+    for name, leaf in model.ops.learned.items():
+        if weights and name in weights.ops.learned and weights.ops.learned[name].shape == leaf.shape:
+            leaf.data = weights.ops.learned[name].data
+    return Run(options, data, model, trainer)
 
 
 def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe) -> Run:
     """The run as its checkpoint left it."""
     arrays, facts = read_state(folder.state)
+    if "quantized" in facts:
+        raise MiniLLMError(f"{folder.path} is already quantized, and codes cannot be trained: take the run that it was made from")
     run = new_run(options, data, recipe)
     load_model(folder.state, run.model, arrays, facts)
     load_trainer(run.trainer, arrays, facts)
@@ -142,7 +156,8 @@ def experiment(options: TrainOptions, int8: bool = False, advanced: Callable[[in
     diverged = run.trainer.diverged_at
     result = {"recipe": options.recipe, "seed": options.seed, "val_loss": run.val_loss if diverged is None else None,
               "diverged_at": diverged, "first_not_finite": run.trainer.blame, "skipped_steps": run.trainer.skipped,
-              "zero_gradient_share": mean_zero_share(run.records), **sizes, "seconds": round(run.seconds, 2),
+              "zero_gradient_share": mean_zero_share(run.records),
+              "learned_steps": sum(step.size for step in run.model.ops.learned.values()), **sizes, "seconds": round(run.seconds, 2),
               "exponents": {str(e): n for e, n in histogram.counts.items()}, "records": run.records}
     if int8 and diverged is None:
         after, before = round_to_int8(run.model)

@@ -5,7 +5,7 @@ from minillm.conversion.int8_model import WEIGHTS, in_weights
 from minillm.data.tokenizers import Tokenizer
 from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.options import check_range
-from minillm.experiments.run_folder import load_run
+from minillm.experiments.run_folder import load_run, load_unquantized
 from minillm.experiments.running import announce_compiling
 
 
@@ -20,7 +20,7 @@ def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, tempe
         check_range(name, value, 0)
     if weights is not None and weights not in WEIGHTS:
         raise unknown("weights", weights, WEIGHTS)
-    model, tokenizer, _ = load_run(path)
+    model, tokenizer, _ = load_run(path) if weights is None else load_unquantized(path, "given other weights")
     if weights is not None:
         model = in_weights(model, weights)
     if prompt is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions, default_out, load_data
-from minillm.experiments.run_folder import RunFolder
+from minillm.experiments.run_folder import RunFolder, load_unquantized
 from minillm.experiments.running import Run, follow, load_run, new_run, tokens_per_second
 from minillm.files import write_whole
 from minillm.plotting.training import loss_curves
@@ -17,6 +17,7 @@ from minillm.training.checkpoint import save_state
 from minillm.training.metrics import MetricsLog, curves, read_metrics
 
 GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
+SHAPE = ("layers", "heads", "channels", "context", "bias", "tokenizer", "vocab")         # what goes with the weights of a run
 
 
 def train(options: TrainOptions, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:
@@ -29,6 +30,29 @@ def train(options: TrainOptions, out: str | Path | None = None, force: bool = Fa
     data = load_data(options)
     run = new_run(options, data)
     folder.begin(options, run.model.ops.recipe, data)
+    return carry_out(run, folder, quiet)
+
+
+def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:
+    """A new run that begins with the weights of another, under any recipe. `given`: options named on the command line.
+
+    Those not named are the other run's; those of its shape and tokenizer must be. The optimizer begins anew.
+    """
+    before = RunFolder(Path(source))
+    options, _ = before.read_config()
+    for name, value in given.items():
+        if name in SHAPE and value != getattr(options, name):
+            raise MiniLLMError(f"--{name.replace('_', '-')} is {value}, but the weights of {source} are for "
+                               f"{getattr(options, name)}: leave it away, or train a new run without --from")
+    options = dataclasses.replace(options, **({"text": ""} if "corpus" in given else {}), **given)
+    folder = RunFolder(Path(out) if out else default_out(options))
+    if folder.path.resolve() == before.path.resolve():
+        raise MiniLLMError(f"--from and --out are both {folder.path}: give another --out")
+    folder.check_free(force)
+    weights, tokenizer, _ = load_unquantized(source, "trained")
+    data = load_data(options, tokenizer)
+    run = new_run(options, data, weights=weights)
+    folder.begin(options, run.model.ops.recipe, data, str(source))
     return carry_out(run, folder, quiet)
 
 
@@ -50,7 +74,7 @@ def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:
     run = load_run(folder, options, data, recipe)
     if options.steps < run.trainer.step:
         raise MiniLLMError(f"{path} has made {run.trainer.step} steps already: give --steps more than that")
-    folder.write_config(options, recipe, data)
+    folder.write_config(options, recipe, data, folder.read_json(folder.config).get("from"))
     run.records = [r for r in read_metrics(folder.metrics) if r["step"] <= run.trainer.step]
     write_whole(folder.metrics, "".join(json.dumps(r) + "\n" for r in run.records))
     return carry_out(run, folder, quiet)

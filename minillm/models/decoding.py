@@ -14,7 +14,7 @@ from minillm.autograd.rules.products import FLOAT32_PRODUCTS
 from minillm.autograd.tensor import Tensor
 from minillm.autograd.watching import Event, watch, watched
 from minillm.formats import FLOAT16, FLOAT32
-from minillm.nn import Block, Int8Embedding, Int8Linear, KeyValueCache, LayerNorm, Module
+from minillm.nn import Block, KeyValueCache, LayerNorm, Module, QuantizedEmbedding, QuantizedLinear, quantized_layers
 from minillm.rounding import widen
 
 OPS = ("embedding", "add", "layer_norm", "linear", "attention", "gelu")
@@ -46,7 +46,8 @@ class Decoder:
             return self.after_one(window[0], caches, start)
         context, recipe, seen = self.model.ops.context, self.model.ops.recipe, FirstPass()
         ours = kernels.enabled() and isinstance(self.model.norm.gain.data, np.ndarray)
-        look = self.first and ours and not watched() and context.forward == "nearest_even" and not recipe.quantizers
+        look = self.first and ours and not watched() and context.forward == "nearest_even" and not recipe.quantizers \
+            and not any(part.int8 and not part.plain_int8 for part in quantized_layers(self.model).values())
         with watch(seen) if look else contextlib.nullcontext():
             logits = self.model(np.array([window], np.int32), caches, start)                 # (1,T,V)
         if look and seen.plain and seen.formats in ({FLOAT32}, {FLOAT16}):
@@ -82,8 +83,8 @@ def as_bits(array: np.ndarray) -> np.ndarray:
 
 def table(embedding: Module, seen: FirstPass) -> Callable[[int], np.ndarray]:
     """A row (C,) of an embedding by its id."""
-    if isinstance(embedding, Int8Embedding):
-        return lambda i: embedding.codes[i].astype(np.float32) * embedding.scale[i]
+    if isinstance(embedding, QuantizedEmbedding):
+        return lambda i: embedding.matrix.rows(np.array(i))
     weight, = seen.inputs[embedding.place, "embedding"]
     return lambda i: weight.data[i]
 
@@ -103,8 +104,9 @@ def norm_weights(norm: LayerNorm, seen: FirstPass) -> tuple:
 
 def linear_weights(layer: Module, seen: FirstPass, place: str | None = None) -> tuple:
     """(weight, scale or None, bias)."""
-    if isinstance(layer, Int8Linear | Int8Embedding):
-        return layer.codes, layer.scale, vector(layer.bias, len(layer.scale))
+    if isinstance(layer, QuantizedLinear):
+        codes = (layer.codes, layer.scale) if layer.plain_int8 else (layer.matrix.values(), None)
+        return *codes, vector(layer.bias, len(layer.codes))
     weight, bias = seen.inputs[place or layer.place, "linear"]
     return as_bits(weight.data), None, vector(bias, len(weight))
 

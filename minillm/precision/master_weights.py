@@ -17,14 +17,9 @@ from minillm.rounding import round_to, widen
 def working_copy(context: Context, parameter: Tensor, format: Format) -> Tensor:
     """The copy in `format` in which a parameter works in this forward pass: one cast, however often the parameter is used.
 
-    It is a node of the graph: its vjp brings the cotangents of all uses back to the float32 master. An update gives the parameter
-    another array, and so another copy.
+    It is a node of the graph: its vjp brings the cotangents of all uses back to the float32 master.
     """
-    at = (id(parameter), id(parameter.data), format)
-    if at not in context.leaf_casts:
-        copy = apply(RULES["cast"], parameter, context=context, result=format)
-        context.leaf_casts[at] = (parameter, parameter.data), copy       # both are held, so that no other can take their ids
-    return context.leaf_casts[at][1]
+    return context.once(parameter, format, lambda: apply(RULES["cast"], parameter, context=context, result=format))
 
 
 def lost_share(log2_ratio: float, format: Format) -> float:

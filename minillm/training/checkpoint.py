@@ -41,8 +41,13 @@ def save_state(path: Path, model: GPT, trainer: Trainer) -> None:
     facts = {"version": VERSION, "shape": asdict(model.shape), "recipe": objective.ops.recipe.name, "step": trainer.step,
              "skipped": trainer.skipped, "in_a_row": trainer.in_a_row, "optimizer_steps": optimizer.steps,
              "loss_scaler": objective.scaler.state()}
-    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    write_whole(path, save(arrays, {"minillm": json.dumps(facts | {"digest": digest(arrays, facts)})}))
+    write_whole(path, as_file(arrays, facts))
+
+
+def as_file(arrays: dict[str, np.ndarray], facts: dict) -> bytes:
+    """The content of a state file, with its digest."""
+    arrays = {name: np.array(a, order="C", ndmin=a.ndim) for name, a in arrays.items()}
+    return save(arrays, {"minillm": json.dumps(facts | {"digest": digest(arrays, facts)})})
 
 
 def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:

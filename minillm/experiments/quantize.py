@@ -1,0 +1,93 @@
+"""A trained run as a model folder of codes: converted by one method, written, and measured."""
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from minillm._version import __version__
+from minillm.conversion.calibration import calibrate
+from minillm.conversion.convert import Conversion, Layer, convert
+from minillm.conversion.int8_model import under
+from minillm.data.batches import Batch, random_batch
+from minillm.errors import MiniLLMError
+from minillm.experiments.options import TrainOptions, check_range
+from minillm.experiments.run_folder import FILES, RunFolder, load_unquantized
+from minillm.experiments.tables import table
+from minillm.files import check_folder, write_whole
+from minillm.models.gpt import GPT
+from minillm.recipes import PRESETS, to_json
+from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
+from minillm.training.quantized_checkpoint import float32_bytes, quantized_file
+from minillm.training.trainer import finite_or_none
+
+
+def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | Path, force: bool = False) -> dict:
+    """Convert a run and write it to `out`; returns what `minillm quantize --json` prints.
+
+    `calibrate_with`: windows of the training text. Nothing is written before everything has been computed.
+    """
+    check_range("calibrate", calibrate_with, 1)
+    source, target = RunFolder(Path(path)), RunFolder(Path(out))
+    if source.path.resolve() == target.path.resolve():
+        raise MiniLLMError(f"the codes would replace the run {source.path}: give another --out")
+    target.check_free(force)
+    model, _, options = load_unquantized(path, "converted again")
+    refuse_normalized(model)
+    data = source.read_data(options)
+    exact = under(model, PRESETS["float32"])
+    inputs = calibrate(exact, calibration_batches(data.train, options, calibrate_with))
+    converted, layers = convert(model, how, inputs)
+    before, after = (validation_loss(m, data.validation)[0] for m in (exact, converted))
+    if not math.isfinite(after):
+        raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
+                           f"{how.granularity}, take more bits or a finer granularity")
+    content = quantized_file(converted, dataclasses.asdict(how))
+    write_folder(source, target, options, how, content)
+    return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
+            "bytes_float32": float32_bytes(model), "val_loss": finite_or_none(after), "val_loss_float32": finite_or_none(before),
+            "layers": [layer_to_json(layer) for layer in layers], "out": str(target.path)}
+
+
+def refuse_normalized(model: GPT) -> None:
+    """MiniLLMError for a recipe that normalizes what goes into its linears: a layer of codes does not."""
+    if any(getattr(model.ops.recipe.quantizers.get(key), "normalizes", False) for key in model.ops.recipe.quantizers):
+        raise MiniLLMError(f"recipe {model.ops.recipe.name} normalizes the inputs of its linears, which layers of codes do not: "
+                           "convert a run of another recipe")
+
+
+def calibration_batches(ids: np.ndarray, options: TrainOptions, windows: int) -> list[Batch]:
+    """Windows of the training text, drawn by the run's seed, a few at a time."""
+    sizes = [min(EVALUATION_BATCH, windows - at) for at in range(0, windows, EVALUATION_BATCH)]
+    return [random_batch(ids, size, options.context, (options.seed, i), "calibration") for i, size in enumerate(sizes)]
+
+
+def write_folder(source: RunFolder, target: RunFolder, options: TrainOptions, how: Conversion, content: bytes) -> None:
+    """A folder that evaluate and sample take like any run."""
+    check_folder(target.path)
+    config = source.read_json(source.config)
+    for name in FILES:
+        (target.path / name).unlink(missing_ok=True)
+    write_whole(target.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options), "text": config["text"],
+                                           "from": str(source.path), "quantized": dataclasses.asdict(how),
+                                           "recipe": to_json(PRESETS["float32"])}, indent=1))
+    write_whole(target.tokenizer, source.tokenizer.read_text("utf-8"))
+    write_whole(target.state, content)
+
+
+def layer_to_json(layer: Layer) -> dict:
+    """A layer that lost nothing has no signal-to-noise ratio."""
+    left = {"left_in_float32": layer.left} if layer.left else {}
+    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes} | left
+
+
+def describe(result: dict) -> str:
+    """The table for people."""
+    rows = [[layer["name"], "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}", f"{layer['bytes']:,}",
+             layer.get("left_in_float32", "")] for layer in result["layers"]]
+    share, change = result["bytes"] / result["bytes_float32"], result["val_loss"] - result["val_loss_float32"]
+    return "\n".join([table(["layer", "signal-to-noise dB", "bytes", "left in float32"], rows), "",
+                      f"{result['bytes']:,} bytes instead of {result['bytes_float32']:,} ({share:.1%})",
+                      f"validation loss {result['val_loss']:.4f} instead of {result['val_loss_float32']:.4f} ({change:+.4f})",
+                      f"the model is in {result['out']}"])

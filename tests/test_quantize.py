@@ -1,0 +1,134 @@
+"""minillm quantize, as a user types it: the folder of codes is a run like any other, and what is wrong is one clear line."""
+import json
+import shutil
+
+import pytest
+from tiny_run import SMALL, contents, write_text
+
+from minillm import cli
+from minillm.training.checkpoint import read_state
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Trained runs by recipe; tests that change one take a copy."""
+    home = tmp_path_factory.mktemp("runs")
+    text = write_text(home)
+    size = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    for recipe in ("float32", "float16-mixed", "int4-qat", "bitnet-b1.58"):
+        assert cli.main(["train", *size, "--text", str(text), "--recipe", recipe, "--out", str(home / recipe), "--quiet"]) == 0
+    return home
+
+
+@pytest.fixture
+def say(capfd):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    def run(*argv):
+        capfd.readouterr()
+        code = cli.main([str(word) for word in argv])
+        return code, *capfd.readouterr()
+    return run
+
+
+def quantized(say, run, out, *argv):
+    code, text, err = say("quantize", run, "--out", out, "--calibrate", 8, "--quiet", "--json", *argv)
+    assert (code, err) == (0, "")
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "int4-qat"])
+@pytest.mark.parametrize("argv", [(), ("--scheme", "int4", "--granularity", "group", "--group", "16"), ("--method", "smoothquant"),
+                                  ("--scheme", "int3", "--method", "gptq-act")], ids=" ".join)
+def test_the_folder_is_a_run_like_any_other(recipe, argv, runs, say, tmp_path):
+    before = contents(runs / recipe)
+    result = quantized(say, runs / recipe, tmp_path / "q", *argv)
+    assert result.keys() == {"scheme", "method", "granularity", "bytes", "bytes_float32", "val_loss", "val_loss_float32", "layers",
+                             "out"}
+    assert result["bytes"] == (tmp_path / "q" / "state.safetensors").stat().st_size < 0.6 * result["bytes_float32"]
+    assert all(layer.keys() == {"name", "sqnr_db", "bytes"} for layer in result["layers"])
+    evaluated = json.loads(say("evaluate", tmp_path / "q", "--json", "--quiet")[1])["metrics"]["language_model"]["val_loss"]
+    assert evaluated == pytest.approx(result["val_loss"], abs=1e-6)
+    code, text, _ = say("sample", tmp_path / "q", "--prompt", "the ", "--tokens", 30, "--quiet")       # beyond the context of 16
+    assert code == 0
+    assert text.startswith("the ")
+    assert contents(runs / recipe) == before
+
+
+def test_eight_bits_lose_next_to_nothing_and_two_lose_much(runs, say, tmp_path):
+    int8, int2 = (quantized(say, runs / "float32", tmp_path / s, "--scheme", s) for s in ("int8", "int2"))
+    assert int8["val_loss_float32"] == int2["val_loss_float32"]
+    assert abs(int8["val_loss"] - int8["val_loss_float32"]) < 0.01
+    assert int2["val_loss"] > int8["val_loss"]
+    assert min(layer["sqnr_db"] for layer in int8["layers"]) > 35 > 15 > max(layer["sqnr_db"] for layer in int2["layers"])
+
+
+def test_the_file_holds_codes(runs, say, tmp_path):
+    quantized(say, runs / "float32", tmp_path / "q", "--scheme", "int4", "--granularity", "group")
+    arrays, facts = read_state(tmp_path / "q" / "state.safetensors")
+    codes = {name: a for name, a in arrays.items() if name.endswith(".codes")}
+    assert {a.dtype.name for a in codes.values()} == {"uint8"}
+    assert codes["model/block0.mlp.up.codes"].nbytes == 4 * 32 * 32 // 2
+    assert facts["quantized"] == {"scheme": "int4", "method": "rtn", "granularity": "group", "group": 32}
+    assert json.loads((tmp_path / "q" / "config.json").read_text())["from"] == str(runs / "float32")
+
+
+def test_people_get_a_table(runs, say, tmp_path):
+    code, text, _ = say("quantize", runs / "float32", "--out", tmp_path / "q", "--method", "dynamic", "--calibrate", 4)
+    assert code == 0
+    assert "positions.weight" in text
+    assert "fewer than 1,024 values" in text                               # 16 x 32 positions
+    assert f"the model is in {tmp_path / 'q'}" in text
+
+
+REFUSED = [
+    (["--scheme", "int5"], "unknown scheme 'int5'"), (["--method", "gptx"], "did you mean 'gptq'"),
+    (["--granularity", "row"], "unknown granularity 'row'"),
+    (["--group", "0"], "a group of 0"), (["--calibrate", "0"], "--calibrate is 0"), (["--calibrate", "many"], "--calibrate"),
+    (["--scheme", "int4", "--method", "smoothquant"], "take --scheme int8"), (["--out", ""], "--out: it is empty"),
+]
+
+
+@pytest.mark.parametrize(("argv", "says"), REFUSED, ids=[" ".join(argv) for argv, _ in REFUSED])
+def test_wrong_options_are_one_line(argv, says, runs, say, tmp_path):
+    code, out, err = say("quantize", runs / "float32", *(() if "--out" in argv else ("--out", tmp_path / "q")), *argv)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert says in err
+    assert not (tmp_path / "q").exists()
+
+
+def test_what_cannot_be_converted_is_refused_and_nothing_is_overwritten(runs, say, tmp_path):
+    codes = tmp_path / "codes"
+    quantized(say, runs / "float32", codes)
+    before = contents(tmp_path)
+    for argv, says in ((["quantize", codes, "--out", tmp_path / "q"], "already quantized"),
+                       (["train", "--resume", codes, "--steps", 20], "already quantized"),
+                       (["train", "--from", codes, "--out", tmp_path / "q"], "already quantized"),
+                       (["sample", codes, "--weights", "int8"], "already quantized"),
+                       (["quantize", runs / "float32", "--out", codes], "exists"),
+                       (["quantize", runs / "float32", "--out", runs / "float32", "--force"], "give another --out"),
+                       (["quantize", runs / "bitnet-b1.58", "--out", tmp_path / "q"], "bitnet-b1.58 normalizes"),
+                       (["quantize", tmp_path / "none", "--out", tmp_path / "q"], "there is no run"),
+                       (["train", "--from", runs / "float32", "--resume", codes], "give one of them")):
+        code, out, err = say(*argv)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), argv
+        assert says in err, (argv, err)
+        assert contents(tmp_path) == before
+
+
+def test_a_changed_code_is_found(runs, say, tmp_path):
+    quantized(say, runs / "float32", tmp_path / "q")
+    state = tmp_path / "q" / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-100] ^= 1
+    state.write_bytes(content)
+    code, _, err = say("evaluate", tmp_path / "q")
+    assert code == 2
+    assert "was changed after it was written" in err
+
+
+def test_a_folder_is_replaced_by_force_alone(runs, say, tmp_path):
+    quantized(say, runs / "float32", tmp_path / "q")
+    shutil.copy(runs / "float32" / "metrics.jsonl", tmp_path / "q")
+    quantized(say, runs / "float32", tmp_path / "q", "--scheme", "int4", "--force")
+    assert not (tmp_path / "q" / "metrics.jsonl").exists()
+    assert read_state(tmp_path / "q" / "state.safetensors")[1]["quantized"]["scheme"] == "int4"
