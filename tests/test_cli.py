@@ -419,7 +419,7 @@ def test_compiling_is_announced_unless_quiet(command, say, here, text, monkeypat
     monkeypatch.setattr(running, "tqdm", ready)
     monkeypatch.setattr(workers, "tqdm", ready)
     argv = [*command, "--out", "new", *([] if command == ["demo"] else [*SIZE, "--text", text])]
-    assert say(*argv)[2] == "compiling kernels, once on this machine: about a minute\nminillm: enough\n"
+    assert say(*argv)[2] == "compiling kernels, once on this machine: about half a minute\nminillm: enough\n"
     assert say(*argv, "--quiet", *(["--force"] if command == ["train"] else []))[2] == "minillm: enough\n"
 
 

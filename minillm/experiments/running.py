@@ -69,7 +69,7 @@ def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recip
 def announce_compiling(quiet: bool, room: str = "") -> None:
     """Say why the first step takes so long, once all that can be wrong with the input has been found."""
     if not quiet and kernels.must_compile(room):
-        print("compiling kernels, once on this machine: about a minute", file=sys.stderr)
+        print("compiling kernels, once on this machine: about half a minute", file=sys.stderr)
 
 
 def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict], None] | None = None,
