@@ -333,7 +333,7 @@ def test_pure_float16_at_eps_1e_8_diverges():
 
 
 def test_recipes_that_are_compared_start_from_the_same_loss():
-    first = {name: trained(recipe_of(name), steps=1)[0][0] for name in PRESETS}
+    first = {name: trained(recipe_of(name), steps=1)[0][0] for name, recipe in PRESETS.items() if not recipe.quantizers}
     for one, other in itertools.combinations(first.values(), 2):
         # rounded weights and activations: each of about 20 roundings to bfloat16 (2^-8) moves logits of at most 0.3 by 2^-8 of that
         assert abs(one - other) < 20 * 2.0**-8 * 0.3
