@@ -140,7 +140,8 @@ def quantize(arguments) -> Answer:
     from minillm.conversion.convert import Conversion
     from minillm.experiments import quantize
     how = Conversion(arguments.scheme, arguments.method, arguments.granularity, arguments.group)
-    result = quantize.quantize(arguments.run, how, arguments.calibrate, arguments.out, arguments.force)
+    result = quantize.quantize(arguments.run, how, arguments.calibrate, arguments.out, arguments.force, arguments.leave_one_out,
+                               arguments.quiet)
     return Answer(result, quantize.describe(result))
 
 
@@ -218,6 +219,7 @@ def parser_of(name: str) -> Parser:
                             help="what has a scale of its own: tensor, channel (a row) or group (default channel)")
         parser.add_argument("--group", type=int, default=32, metavar="N", help="values in a group (default 32)")
         parser.add_argument("--calibrate", type=int, default=64, metavar="N", help="windows of text to look at (default 64)")
+        parser.add_argument("--leave-one-out", action="store_true", help="say what each layer costs: the loss with and without it")
         parser.add_argument("--out", type=filled, required=True, metavar="DIR", help="the model folder to make")
         parser.add_argument("--force", action="store_true", help="replace the run that is there")
     if name == "inspect":

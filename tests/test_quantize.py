@@ -6,7 +6,13 @@ import pytest
 from tiny_run import SMALL, contents, write_text
 
 from minillm import cli
+from minillm.conversion.convert import Conversion
+from minillm.conversion.int8_model import replace_matrices, under
+from minillm.conversion.rounding import round_to_nearest
+from minillm.experiments.run_folder import RunFolder, load_run
+from minillm.recipes import PRESETS
 from minillm.training.checkpoint import read_state
+from minillm.training.evaluation import validation_loss
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,19 @@ def test_people_get_a_table(runs, say, tmp_path):
     assert "positions.weight" in text
     assert "fewer than 1,024 values" in text                               # 16 x 32 positions
     assert f"the model is in {tmp_path / 'q'}" in text
+
+
+def test_a_layer_costs_the_loss_with_it_less_the_loss_without(runs, say, tmp_path):
+    result = quantized(say, runs / "float32", tmp_path / "q", "--scheme", "int2", "--leave-one-out")
+    costs = {layer["name"]: layer["cost"] for layer in result["layers"]}
+    model, _, options = load_run(runs / "float32")
+    ids, name = RunFolder(runs / "float32").read_data(options).validation, "block0.mlp.up.weight"
+    without = replace_matrices(under(model, PRESETS["float32"]), lambda weight: None if weight.name == name else
+                               round_to_nearest(weight.data, weight.data, Conversion("int2").make_scheme()))
+    assert costs[name] == pytest.approx(result["val_loss"] - validation_loss(without, ids)[0], abs=1e-6)
+    assert len(set(costs.values())) == len(costs) == 8
+    evaluated = json.loads(say("evaluate", tmp_path / "q", "--json", "--quiet")[1])["metrics"]["language_model"]["val_loss"]
+    assert evaluated == pytest.approx(result["val_loss"], abs=1e-6)        # each layer was put back
 
 
 REFUSED = [

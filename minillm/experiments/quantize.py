@@ -1,10 +1,13 @@
 """A trained run as a model folder of codes: converted by one method, written, and measured."""
+import copy
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from minillm._version import __version__
 from minillm.conversion.calibration import calibrate
@@ -17,16 +20,19 @@ from minillm.experiments.run_folder import FILES, RunFolder, load_unquantized
 from minillm.experiments.tables import table
 from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
+from minillm.nn import quantized_layers
 from minillm.recipes import PRESETS, to_json
 from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
 from minillm.training.quantized_checkpoint import float32_bytes, quantized_file
 from minillm.training.trainer import finite_or_none
 
 
-def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | Path, force: bool = False) -> dict:
+def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | Path, force: bool = False,
+             leave_one_out: bool = False, quiet: bool = True) -> dict:
     """Convert a run and write it to `out`; returns what `minillm quantize --json` prints.
 
-    `calibrate_with`: windows of the training text. Nothing is written before everything has been computed.
+    `calibrate_with`: windows of the training text. `leave_one_out`: also what each layer costs, which takes a validation for each.
+    Nothing is written before everything has been computed.
     """
     check_range("calibrate", calibrate_with, 1)
     source, target = RunFolder(Path(path)), RunFolder(Path(out))
@@ -43,11 +49,12 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     if not math.isfinite(after):
         raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
                            f"{how.granularity}, take more bits or a finer granularity")
+    costs = costs_of_layers(exact, converted, after, data.validation, quiet) if leave_one_out else {}
     content = quantized_file(converted, dataclasses.asdict(how))
     write_folder(source, target, options, how, content)
     return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
             "bytes_float32": float32_bytes(model), "val_loss": finite_or_none(after), "val_loss_float32": finite_or_none(before),
-            "layers": [layer_to_json(layer) for layer in layers], "out": str(target.path)}
+            "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
 
 
 def refuse_normalized(model: GPT) -> None:
@@ -76,18 +83,33 @@ def write_folder(source: RunFolder, target: RunFolder, options: TrainOptions, ho
     write_whole(target.state, content)
 
 
-def layer_to_json(layer: Layer) -> dict:
+def costs_of_layers(exact: GPT, converted: GPT, loss: float, ids: np.ndarray, quiet: bool) -> dict[str, float]:
+    """By the name of its weight what each layer of codes costs: the loss in nats, less that with this one layer in float32."""
+    costs = {}
+    for name in tqdm(quantized_layers(converted), "leave one out", disable=quiet, leave=False):
+        *path, last = name.split(".")
+        owner, codes = functools.reduce(getattr, path, converted), functools.reduce(getattr, name.split("."), converted)
+        part = copy.copy(functools.reduce(getattr, name.split("."), exact))
+        part.ops = converted.ops                             # whose context is that of the whole pass
+        setattr(owner, last, part)
+        costs[f"{name}.weight"] = loss - validation_loss(converted, ids)[0]
+        setattr(owner, last, codes)
+    return costs
+
+
+def layer_to_json(layer: Layer, costs: dict[str, float]) -> dict:
     """A layer that lost nothing has no signal-to-noise ratio."""
-    left = {"left_in_float32": layer.left} if layer.left else {}
-    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes} | left
+    more = {"left_in_float32": layer.left} if layer.left else {"cost": costs[layer.name]} if layer.name in costs else {}
+    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes} | more
 
 
 def describe(result: dict) -> str:
     """The table for people."""
     rows = [[layer["name"], "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}", f"{layer['bytes']:,}",
-             layer.get("left_in_float32", "")] for layer in result["layers"]]
+             layer.get("left_in_float32", f"{layer['cost']:+.4f}" if "cost" in layer else "")] for layer in result["layers"]]
+    last = "costs nats" if any("cost" in layer for layer in result["layers"]) else "left in float32"
     share, change = result["bytes"] / result["bytes_float32"], result["val_loss"] - result["val_loss_float32"]
-    return "\n".join([table(["layer", "signal-to-noise dB", "bytes", "left in float32"], rows), "",
+    return "\n".join([table(["layer", "signal-to-noise dB", "bytes", last], rows), "",
                       f"{result['bytes']:,} bytes instead of {result['bytes_float32']:,} ({share:.1%})",
                       f"validation loss {result['val_loss']:.4f} instead of {result['val_loss_float32']:.4f} ({change:+.4f})",
                       f"the model is in {result['out']}"])
