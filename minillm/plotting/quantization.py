@@ -1,0 +1,53 @@
+"""Figures of quantization: what becomes of a value, which range a grid spans, error and loss against bits."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minillm.plotting import style
+from minillm.plotting.records import PathLike
+
+
+def staircases(x: Sequence[float], values: Mapping[str, Sequence[float]], path: PathLike, title: str) -> Any:
+    """Draw what each scheme makes of the values x, beside the line on which nothing is lost."""
+    with style.applied():
+        figure, axes = style.figure(height=4.2)
+        looks = style.looks(values)
+        axes.plot(x, x, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+        for name, y in values.items():
+            axes.plot(x, y, **looks[name].line)
+        axes.set(title=style.shown(title), xlabel="value (a number)", ylabel="what its code stands for (a number)")
+        style.legend(figure, [style.key(style.shown(name, longest=60), **looks[name].line) for name in values])
+        return style.save(figure, path)
+
+
+def ranges(x: np.ndarray, found: Mapping[str, float], path: PathLike, title: str) -> Any:
+    """Draw how often |x| has each size, on a logarithmic axis, and where each observer ends the grid."""
+    with style.applied():
+        figure, axes = style.figure(height=4.2)
+        looks = style.looks(found)
+        axes.hist(np.abs(np.ravel(x)), 120, color=style.SKY, alpha=0.6)
+        for name, end in found.items():
+            axes.axvline(end, **looks[name].line)
+        axes.set(title=style.shown(title), xlabel="size of a value (a number)", ylabel="how many (a number)")
+        axes.set_yscale("log")
+        style.legend(figure, [style.key(style.shown(name, longest=60), **looks[name].line) for name in found])
+        return style.save(figure, path)
+
+
+def over_bits(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: PathLike, title: str, ylabel: str,
+              log: bool = False) -> Any:
+    """Draw one line a name, of points (bits of a code, y), from many bits to few; with `log`, y at or below 0 leaves a gap."""
+    with style.applied():
+        figure, axes = style.figure(height=4.2)
+        looks = style.looks(curves)
+        for name, (bits, y) in curves.items():
+            y = np.where(np.asarray(y) > 0, y, np.nan) if log else y
+            axes.plot(bits, y, **looks[name].line, marker=looks[name].marker, markersize=5)
+        axes.set(title=style.shown(title), xlabel="bits of a code (a number)", ylabel=ylabel)
+        axes.set_yscale("log" if log else "linear")
+        axes.invert_xaxis()
+        style.whole_ticks(axes.xaxis)
+        handles = [style.key(style.shown(name, longest=60), **looks[name].line, marker=looks[name].marker) for name in curves]
+        style.legend(figure, handles)
+        return style.save(figure, path)
