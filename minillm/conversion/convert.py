@@ -19,6 +19,7 @@ from minillm.models.gpt import GPT
 from minillm.nn import QuantizedMatrix
 from minillm.quantization.affine import Scheme, grid, quantize_with
 from minillm.quantization.error import sqnr_db
+from minillm.quantization.fake_quant import steps_of
 from minillm.recipes import PRESETS
 
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
@@ -97,7 +98,7 @@ def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray |
     """What stands in for a matrix; None: it stays. Training's own steps are taken over, where it has learned such."""
     scheme, steps = how.make_scheme(), model.ops.learned.get(f"{weight.name}.log_step")
     if how.method == "rtn" and how.scheme == "int4" and steps is not None:
-        return learned_matrix(weight.data, np.exp(steps.data))
+        return learned_matrix(weight.data, steps_of(steps.data))
     if inputs is None and how.method != "dynamic":           # positions: nothing is multiplied by them
         return round_to_nearest(weight.data, weight.data, scheme)
     return METHODS[how.method](weight.data, inputs, scheme)
