@@ -166,7 +166,7 @@ MUTANTS = [
            "recipes.what_is_rounded_was_computed_in_float32", ("float16-mixed",)),
     Mutant("a float64 leaks into the optimizer", optim.AdamW.constants, "map(np.float32", "map(np.float64",
            "optim.watchers_see_every_rounding_of_an_update", (FLOAT16,)),
-    Mutant("weights cast at each use", Context.once, "if at not in self.leaf_casts", "if True",
+    Mutant("weights cast at each use", Context.once, "if held is None", "if True",
            "recipes.a_parameter_is_cast_once_a_forward_pass_however_often_it_is_used"),
     Mutant("casts outlive no_record", Context.no_record.__wrapped__, "self.leaf_casts.clear()", "pass",
            "recipes.a_cast_made_without_recording_does_not_stand_in_for_one_that_records"),

@@ -108,9 +108,10 @@ class Context:
         if not x.name:
             return make()
         at = (id(x), id(x.data), how)
-        if at not in self.leaf_casts:
-            self.leaf_casts[at] = (x, x.data), make()        # both are held, so that no other can take their ids
-        return self.leaf_casts[at][1]
+        held = self.leaf_casts.get(at)
+        if held is None:
+            held = self.leaf_casts[at] = (x, x.data), make()                 # both are held, so that no other can take their ids
+        return held[1]
 
     def address(self, op: str) -> Address:
         """The address of the next op of this name here; calling it counts."""

@@ -162,22 +162,26 @@ class Node:
 
 def common_format(rule: Rule, names, inputs) -> Format:
     """The one format of the inputs; those that a rule allows to be wide may have the same or a wider one."""
-    tensors = [(name, x) for name, x in zip(names, inputs, strict=True) if isinstance(x, Tensor)]
-    given = None
-    for name, x in tensors:
-        if name not in rule.wide:
+    for name, x in zip(names, inputs, strict=True):
+        if isinstance(x, Tensor) and name not in rule.wide:
             given = x.format
             break
     else:
         raise MiniLLMError(f"{rule.name} needs a Tensor among its inputs: make one with minillm.tensor(values)")
-    for name, x in tensors:
-        if name in rule.plain:
-            raise MiniLLMError(f"{rule.name}: {name} is a plain array, not a Tensor: pass its .data")
-        if x.format is not given and not (name in rule.wide and x.format.bits > given.bits):
-            wide, narrow = sorted((given, x.format), key=lambda f: -f.bits)
-            raise MixedFormats(f"{rule.name}: {given.name} and {x.format.name} do not mix: cast one, e.g. x.to({wide!r}) of the "
-                               f"{narrow.name} one")
+    for name, x in zip(names, inputs, strict=True):
+        if isinstance(x, Tensor) and (x.format is not given or name in rule.plain):
+            check_format(rule, name, x, given)
     return given
+
+
+def check_format(rule, name, x, given):
+    """MiniLLMError for a tensor where a plain array belongs, or one of another format than `given` that may not be wider."""
+    if name in rule.plain:
+        raise MiniLLMError(f"{rule.name}: {name} is a plain array, not a Tensor: pass its .data")
+    if not (name in rule.wide and x.format.bits > given.bits):
+        wide, narrow = sorted((given, x.format), key=lambda f: -f.bits)
+        raise MixedFormats(f"{rule.name}: {given.name} and {x.format.name} do not mix: cast one, e.g. x.to({wide!r}) of the "
+                           f"{narrow.name} one")
 
 
 def stored(rule: Rule, name: str, x, compute):
@@ -221,15 +225,16 @@ def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None =
         static["key"] = context.key(address, "rule")
     arrays = [x.data if isinstance(x, Tensor) else stored(rule, n, x, given.compute) for n, x in zip(names, inputs, strict=True)]
     kernel = kernel_for(rule, given.compute, static, arrays)
-    half = kernel is not None and result is FLOAT16 and context.forward == "nearest_even" and not watched()
+    seen = watched()
+    half = kernel is not None and result is FLOAT16 and context.forward == "nearest_even" and not seen
     exact, extras = evaluate(rule, kernel, names, arrays, static, given.compute, half)
     data = exact if half else context.round(exact, result, "forward", address)
-    if watched():
+    if seen:
         tell("forward", address, exact, data, result, rule, inputs, static)
     parents = tuple([(x.node or (x if x.name else None)) if isinstance(x, Tensor) else None for x in inputs])
     if not context.record or parents.count(None) == len(parents):
         return Tensor(data, result)
-    kept = remembered(rule, arrays, parents, static | extras | {"y": data})
+    kept = remembered(rule, arrays, parents, {**static, **extras, "y": data})
     return Tensor(data, result, Node(rule, kernel, parents, kept, result, data.shape, given.compute, address, context))
 
 
@@ -257,9 +262,11 @@ def topological(root) -> list:
             order.append(stack.pop())
         elif id(at) not in seen:
             seen.add(id(at))
-            stack += at, None
             if isinstance(at, Node):
-                stack += [p for p in at.parents if p is not None]
+                stack += at, None
+                stack += [p for p in at.parents if p is not None and id(p) not in seen]
+            else:                            # behind a leaf there is nothing
+                order.append(at)
     order.reverse()
     return order
 
@@ -321,8 +328,9 @@ def share_type(parent, compute, shares) -> type:
 
     So not where it is one of several shares, nor where the exact values are looked at. Leaves round their own gradient.
     """
-    once = isinstance(parent, Node) and shares[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
-    return np.float16 if once and cotangent_format(parent.format, parent.context) is FLOAT16 else compute
+    half = isinstance(parent, Node) and cotangent_format(parent.format, parent.context) is FLOAT16
+    once = half and shares[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
+    return np.float16 if once else compute
 
 
 def cotangents(xp, node, exact, uses):
@@ -343,7 +351,7 @@ def cotangents(xp, node, exact, uses):
         kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
         shares = node.rule.backward(xp, widened(g, node.compute), **kept)
     for parent, share, kind in zip(node.parents, shares, out, strict=True):
-        if parent is not None and (share is None or share.shape != parent.shape or share.dtype != kind):
+        if parent is not None and (share is None or share.shape != parent.shape or share.dtype.type is not kind):
             found = "nothing" if share is None else f"{share.dtype} {share.shape}"
             raise MiniLLMError(f"the vjp of {node.rule.name} gives {found} for a value of shape {parent.shape}: mend the rule")
     return shares

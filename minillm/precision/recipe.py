@@ -99,7 +99,7 @@ def named(table: dict, place: str, op: str, name: str):
 
 
 class Plan(NamedTuple):
-    """What a recipe's tables say of an op at a place; `touched`: (number, name, cast, quantizer) of inputs not left as they are."""
+    """What a recipe's tables say of an op at a place; `touched`: (number, name, cast, quantizer) of given inputs not left alone."""
 
     casts: list
     quantizers: list
@@ -135,7 +135,7 @@ class Ops:
         if plan.touched:
             given, inputs = inputs, list(inputs)
             for i, name, cast, quantizer in plan.touched:
-                if i < len(given) and isinstance(given[i], Tensor):
+                if isinstance(given[i], Tensor) and (quantizer or given[i].format is not cast):
                     inputs[i] = self.prepare(rule, given[i], name, cast, quantizer, given)
         if plan.products:
             static = {"products": plan.products} | static
@@ -143,15 +143,18 @@ class Ops:
 
     def plan(self, rule: Rule, place: str, count: int) -> Plan:
         """What the tables say of an op at a place, looked up once."""
-        if (rule.name, place, count) not in self._plans:
+        at = rule.name, place, count
+        plan = self._plans.get(at)
+        if plan is None:
             recipe, op, names = self.recipe, rule.name, rule.names(count)
             casts = [(named if n in rule.wide else find)(recipe.casts, place, op, n) or "as is" for n in names]
             quantizers = [named(recipe.quantizers, place, op, n) for n in names]
             products = find(recipe.products, place, op) if "products" in rule.defaults else None
             each = zip(range(len(names)), names, casts, quantizers, strict=True)
-            touched = [(i, name, cast, quantizer) for i, name, cast, quantizer in each if cast != "as is" or quantizer]
-            self._plans[rule.name, place, count] = Plan(casts, quantizers, find(recipe.results, place, op), products, touched)
-        return self._plans[rule.name, place, count]
+            touched = [(i, name, cast, quantizer) for i, name, cast, quantizer in each
+                       if i < count and (cast != "as is" or quantizer)]
+            plan = self._plans[at] = Plan(casts, quantizers, find(recipe.results, place, op), products, touched)
+        return plan
 
     def prepare(self, rule, x, name, cast, quantizer, inputs):
         """One input: quantized, then cast."""
