@@ -108,8 +108,8 @@ def one_stride(shape, strides):
 def tasks(kind, batches, M, N, K):
     """(tasks that pack, tasks of the product, rows and columns of one, units of panels).
 
-    A task is large enough to use what is in the caches; large products have enough for sixteen threads. A task of fewer than 24 rows
-    was never faster than one of 24. Nothing depends on the number of threads.
+    A task is large enough to use what is in the caches; large products have enough for sixteen threads. Tasks of fewer than 24
+    rows were not faster. Nothing depends on the number of threads.
     """
     def count():
         return batches * -(-M // rows) * -(-N // columns)
