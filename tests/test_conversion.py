@@ -199,7 +199,7 @@ def test_int4_steps_that_were_learned_are_those_of_the_file():
     model = make("int4-qat", channels=64)
     model.loss(*batch())
     for leaf in model.ops.learned.values():
-        leaf.data = leaf.data + np.float32(0.025)
+        leaf.data = leaf.data + np.float32(0.25)
     ours, _ = convert(model, Conversion("int4", "rtn", "group"), calibrate(under(model, PRESETS["float32"]), [batch()]))
     for name, layer in quantized_layers(ours).items():
         assert np.array_equal(layer.scale.ravel(), steps_of(model.ops.learned[f"{name}.weight.log_step"].data))

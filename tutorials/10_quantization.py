@@ -14,7 +14,7 @@ is the code of 0. Everything else is a choice, and each one can be measured:
 - who finds the range;
 - how many bits, and what that does to the loss of a trained model.
 
-The script trains one small GPT and runs for about a minute. With ``MINILLM_QUICK=1`` it trains for 60 steps instead
+The script trains one small GPT and runs for less than a minute. With ``MINILLM_QUICK=1`` it trains for 60 steps instead
 of 300, and what is asserted of losses is asserted for the full run only.
 """
 
@@ -119,7 +119,7 @@ assert db["tensor", 4] < 1                                           # most rows
 
 # %% [markdown]
 # One scale for the whole tensor is set by the one value of 60. With a scale for each row only that row pays. Groups of
-# 32 with float16 scales cost half a bit a weight and are finer still: at four bits they are what everybody uses.
+# 32 with float16 scales cost half a bit a weight and are finer still: the usual choice at four bits.
 #
 # Who finds the range
 # -------------------

@@ -59,7 +59,7 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
 
 def refuse_normalized(model: GPT) -> None:
     """MiniLLMError for a recipe that normalizes what goes into its linears: a layer of codes does not."""
-    if any(getattr(model.ops.recipe.quantizers.get(key), "normalizes", False) for key in model.ops.recipe.quantizers):
+    if any(getattr(quantizer, "normalizes", False) for quantizer in model.ops.recipe.quantizers.values()):
         raise MiniLLMError(f"recipe {model.ops.recipe.name} normalizes the inputs of its linears, which layers of codes do not: "
                            "convert a run of another recipe")
 

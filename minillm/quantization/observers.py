@@ -4,6 +4,8 @@ Each is told of arrays with `observe(x)` and asked for `range()`: (low, high), o
 will saturate. MinMax keeps everything, MovingAverage forgets, the others clip: a share of values, or what costs the least squared
 error or information.
 """
+from dataclasses import replace
+
 import numpy as np
 
 from minillm.errors import MiniLLMError
@@ -125,10 +127,9 @@ def least_error_range(rows: np.ndarray, scheme: Scheme, low=None, high=None, pow
     """(low, high), (S,) each: of the shares 1, 0.99 ... 0.05 of each row's range, the one with the least sum of |error|^power."""
     low, high = extent(rows) if low is None else (low, high)
     best_low, best_high, least = low, high, np.full(len(rows), np.inf, np.float32)
-    plain = Scheme(scheme.grid, scheme.symmetric, "channel", halves=scheme.halves, zero_point_inside=scheme.zero_point_inside,
-                   half_range=scheme.half_range, scale_format=scheme.scale_format)
+    by_row = replace(scheme, granularity="channel", axis=0)
     for share in SHRINKS:
-        error = abs(quantize(rows, plain, low * share, high * share).values() - rows)          # (S,n) f32
+        error = abs(quantize(rows, by_row, low * share, high * share).values() - rows)          # (S,n) f32
         cost = (error**np.float32(power) * weights).sum(-1, dtype=np.float32)
         better = cost < least
         least, best_low = np.where(better, cost, least), np.where(better, low * share, best_low)
