@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def must_compile(room: str = "") -> bool:
-    """Whether kernels, or those of one module, will be compiled when they are first called, which takes a minute once."""
+    """Whether kernels, or those of one module, will be compiled when they are first called, which takes half a minute once."""
     return enabled() and not any(cache_folder().rglob(f"{room}*.nbi"))
 
 

@@ -94,8 +94,6 @@ class Job(NamedTuple):
     a_offsets: int                 # addresses of offsets
     b_offsets: int
     in_place: int                  # whether sums are made where the result lies: it is of 32 bits and whole panels wide
-    taken_to_pack: int             # how many tasks threads have taken
-    taken: int
 
 
 FIELDS = types.NamedUniTuple(types.intp, len(Job._fields), Job)
@@ -232,6 +230,5 @@ def run_product(numbers, a, b, y, bias, panels):
         numbers[3] = values_of(bias)
     address = address_of(numbers)
     job = numbers_of(address)
-    size = numbers.size
-    run_code(job.packing, job.packing_code, address, address + (size - 2) * 8, job.shared != 0)
-    run_code(job.products, job.product_code, address, address + (size - 1) * 8, job.shared != 0)
+    run_code(job.packing, job.packing_code, address, job.shared != 0)
+    run_code(job.products, job.product_code, address, job.shared != 0)

@@ -76,7 +76,7 @@ def plan(kind, out, a, b, bias):
     job = Job(0, 0, 0, 0, 0, batches * M * N * K > 1 << 17, packing, products, *code, M, N, K, rows, columns, packing > 0,
               *(int(np.dtype(each).itemsize == 2) for each in (left[0], right[0], out)),
               *(strides[axes[way]] // each.itemsize for way in (0, 1) for each, _, strides, axes in (left, right)),
-              *(each.ctypes.data for each in kept), np.dtype(out).itemsize == 4 and N % COLUMNS == 0, 0, 0)
+              *(each.ctypes.data for each in kept), np.dtype(out).itemsize == 4 and N % COLUMNS == 0)
     return Plan(shape, np.array(job, np.int64), turned, size, kept)
 
 

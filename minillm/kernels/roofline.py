@@ -5,14 +5,14 @@ matrix products use. And the sum y + a x over arrays that no cache holds. Willia
 """
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from minillm.kernels.launch import TASK, in_pool
 from minillm.kernels.pool import features
 from minillm.kernels.scalars import JIT
 from minillm.kernels.simd import LANES, VECTOR, multiply_add, spread
-from minillm.kernels.tasks import POOL
 
 INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 SUMS = 12 if "avx512f" in features() else 6      # of 16 lanes: within 32 registers of 16 lanes, or 16 of 8
@@ -57,14 +57,13 @@ def busy(step, kind):
 
 def kernel_of(operation):
     """The loop in every thread of the pool: TASKS shares of so many turns."""
-    @njit(**JIT)
-    def one(turns, value, out, task):
+    @njit(**TASK)
+    def one(task, turns, value, out):
         out[task] = operation(turns, value)
 
-    @njit(**POOL)
+    @njit(**JIT)
     def every(turns, value, out):
-        for task in prange(TASKS):
-            one(turns, value, out, np.intp(task))
+        in_pool(one, TASKS, (turns, value, out))
     return every
 
 
@@ -84,8 +83,8 @@ def work(name: str, turns: int = 20_000) -> int:
     return TASKS * turns * SUMS * operations
 
 
-@njit(**JIT)
-def _triad_part(x, y, out, a, task):
+@njit(**TASK)
+def _triad_part(task, x, y, out, a):
     share = -(-x.size // TASKS)
     here = slice(task * share, (task + 1) * share)               # a range from `start` on would not vectorise: it may be negative
     x, y, out = x[here], y[here], out[here]
@@ -93,10 +92,9 @@ def _triad_part(x, y, out, a, task):
         out[i] = y[i] + a * x[i]
 
 
-@njit(**POOL)
+@njit(**JIT)
 def _triad(x, y, out, a):
-    for task in prange(TASKS):
-        _triad_part(x, y, out, a, np.intp(task))
+    in_pool(_triad_part, TASKS, (x, y, out, a))
 
 
 def triad(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:

@@ -1,18 +1,18 @@
 """How rows and values are shared out among threads: into tasks, by the array's shape alone.
 
 A task is computed by one thread from its first row to its last, and no sum crosses the border of two tasks but in their order, so
-results are the same bits on any number of threads. A kernel is a plain function of one task; beside it stands a loop over tasks,
-which numba runs in its own pool. The count of threads is numba's setting.
+results are the same bits on any number of threads. A kernel is a plain function of one task, which `launch` hands to numba's pool.
+The count of threads is numba's setting.
 """
 from collections.abc import Callable
 
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
+from minillm.kernels.launch import TASK, in_pool
 from minillm.kernels.scalars import JIT
 
-POOL = JIT | {"parallel": True}    # for functions that are nothing but a prange over tasks: numba rewrites what stands inside
 VALUES = 4096                      # in a task at least: 1 to 5 us of work
 TASKS = 64                         # at most: four for each of 16 threads, and sums over tasks stay short
 
@@ -23,8 +23,8 @@ def shares(n: int, least: int) -> tuple[int, int]:
     return each, -(-n // each)
 
 
-# Tasks as machine code: numba compiles a loop over tasks three times, and with it whatever the loop calls. Behind an address it is
-# compiled once, and one loop serves all kernels whose task is a function of two numbers, its own and an address of what it needs.
+# Tasks as machine code: `launch` has a task compiled twice, and a product's takes seconds. Behind an address it is compiled once,
+# and one loop serves all kernels whose task is a function of two numbers, its own and an address of what it needs.
 
 def code_of(task: Callable) -> int:
     """The address of a compiled function of two whole numbers, which is compiled where it was not."""
@@ -44,34 +44,16 @@ def call_task(typingctx, code, number, job):
     return types.void(types.intp, types.intp, types.intp), emit
 
 
-@intrinsic
-def next_number(typingctx, counter):
-    """The whole number at an address, which is one more afterwards; no two threads get the same."""
-    def emit(context, builder, signature, args):
-        place = builder.inttoptr(args[0], args[0].type.as_pointer())
-        return builder.atomic_rmw("add", place, args[0].type(1), "monotonic")
-    return types.intp(types.intp), emit
+@njit(**TASK)
+def _coded(number, code, job):
+    call_task(code, number, job)
 
 
 @njit(**JIT)
-def run_tasks(tasks, code, job, counter):
-    """Tasks that nobody has taken yet, until there are none."""
-    task = next_number(counter)
-    while task < tasks:
-        call_task(code, task, job)
-        task = next_number(counter)
-
-
-@njit(**POOL)
-def share_tasks(tasks, code, job, counter):
-    for _ in prange(tasks):                      # the pool gives each thread its part of them, however slow it is
-        run_tasks(tasks, code, job, counter)
-
-
-@njit(**JIT)
-def run_code(tasks, code, job, counter, shared):
-    """Tasks 0 ... tasks - 1 of this code, by all threads where they are to share them; the counter, an address, holds 0."""
+def run_code(tasks, code, job, shared):
+    """Tasks 0 ... tasks - 1 of this code, by all threads where they are to share them."""
     if shared:
-        share_tasks(tasks, code, job, counter)
+        in_pool(_coded, tasks, (code, job))
     else:
-        run_tasks(tasks, code, job, counter)
+        for number in range(tasks):
+            _coded(number, code, job)

@@ -10,20 +10,18 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import from_dtype
 
+from minillm.kernels.pool import features
 from minillm.kernels.scalars import INSTRUCTION, JIT
 from minillm.kernels.simd import LANES, call, moved, multiply_add, read, spread, stay_whole, write
 
-FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))      # of what numba compiles for
-VNNI = "+avx512vnni" in FEATURES
-BFLOAT16_DOT = "+avx512bf16" in FEATURES
+VNNI, BFLOAT16_DOT = "avx512vnni" in features(), "avx512bf16" in features()
 # A tile of 6 x 4 vectors takes 24 of 32 registers of 16 lanes, and 34 instructions for 24 products. One of 14 x 2 takes 45 for 28:
 # as fast where a thread has a core for itself, a sixth slower where another takes half of what the core can begin. Elsewhere 12 of
 # 16 registers of 8 lanes.
-ROWS, WIDE = 6, (4 if "+avx512f" in FEATURES else 1)
+ROWS, WIDE = 6, (4 if "avx512f" in features() else 1)
 COLUMNS = WIDE * LANES
 HEIGHTS = (1, 2, 4, ROWS)
 UNROLL = 4                         # steps of k in one turn of the loop

@@ -6,10 +6,11 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.np.arrayobj import make_array
 
-LANES = 16 if "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2] else 8
+from minillm.kernels.pool import features
+
+LANES = 16 if "avx512f" in features() else 8
 FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(64)
 VECTOR, HALVES, INTS = (ir.VectorType(kind, LANES) for kind in (FLOAT, HALF, INT))
 LOG2E, ROUND = 1.44269504, 1.5 * 2**23 + 127     # adding ROUND leaves n + 127, the bits of 2^n, in the lowest digits
