@@ -132,7 +132,7 @@ def evaluate(arguments) -> Answer:
 def sample(arguments) -> Answer:
     from minillm.experiments.sample import sample
     result = sample(arguments.run, arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed,
-                    arguments.weights, arguments.quiet)
+                    arguments.weights, arguments.int8_cache, arguments.quiet)
     return Answer(result, result["text"])
 
 
@@ -238,6 +238,7 @@ def parser_of(name: str) -> Parser:
     if name == "sample":
         parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default a line's end)")
         parser.add_argument("--weights", type=filled, metavar="NAME", help="float32, float16 or int8 (default: as the recipe says)")
+        parser.add_argument("--int8-cache", action="store_true", help="hold keys and values as int8 codes, a quarter of the bytes")
         for option, kind, default, about in (
                 ("tokens", int, 200, "how many"), ("temperature", float, 0.8, "0: the most likely token"),
                 ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):

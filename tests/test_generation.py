@@ -19,7 +19,7 @@ from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.models.decoding import Decoder
 from minillm.models.gpt import GPT
-from minillm.nn.attention import KeyValueCache
+from minillm.nn.caches import Int8Rows, KeyValueCache, Rows
 from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
 from minillm.quantization.affine import PER_ROW, Quantized, as_scale
 from minillm.quantization.products import codes_of_rows, int8_product
@@ -46,11 +46,11 @@ def livelier(model: GPT) -> GPT:
     return model
 
 
-def step_by_step(model: GPT, ids: np.ndarray, first: int = 3, on: bool = True) -> tuple[np.ndarray, Decoder]:
+def step_by_step(model: GPT, ids: np.ndarray, first: int = 3, on: bool = True, caches=None) -> tuple[np.ndarray, Decoder]:
     """Logits (T - first + 1, V) of a decoder that reads `first` tokens in one pass and then one at a time; the decoder."""
     with pytest.MonkeyPatch.context() as patch, model.ops.context.unchanged():
         patch.setenv("MINILLM_KERNELS", "on" if on else "off")
-        decoder, caches = Decoder(model), model.new_caches()
+        decoder, caches = Decoder(model), caches or model.new_caches()
         logits = [decoder.logits(ids[:first].tolist(), caches, 0)]
         logits += [decoder.logits([int(token)], caches, first + i) for i, token in enumerate(ids[first:])]
         return np.array(logits), decoder
@@ -89,10 +89,10 @@ def test_keys_and_values_are_held_in_the_recipes_format(recipe):
             patch.setenv("MINILLM_KERNELS", "on" if on else "off")
             decoder, caches = Decoder(model), model.new_caches()
             decoder.logits([3, 1], caches, 0)
-            held = [cache.keys.data for cache in caches]
+            held = [cache.keys.array for cache in caches]
             decoder.logits([4], caches, 2)
-            assert all(cache.keys.data is a and cache.count == 3 for cache, a in zip(caches, held, strict=True))
-            assert all(cache.keys.format is format and cache.keys.data[:, 2].any() for cache in caches)
+            assert all(cache.keys.array is a and cache.count == 3 for cache, a in zip(caches, held, strict=True))
+            assert all(cache.keys.format is format and cache.keys.array[:, 2].any() for cache in caches)
 
 
 @pytest.mark.parametrize("recipe", ["bfloat16-mixed", "float32-scaled", "apex-O1", recipe_of("float32", composed=("attention",)),
@@ -273,6 +273,57 @@ def test_a_cache_is_full_at_the_context_and_follows_no_gradient():
     assert cache.count == 3
     with pytest.raises(MiniLLMError, match="call the model inside no_record"):
         KeyValueCache(4).extend(Tensor(np.ones((1, 1, 2), np.float32), name="k"), k)
+
+
+def test_int8_rows_are_codes_by_token_and_head():
+    rows, x = Int8Rows(8, heads=2), np.arange(-12, 12, dtype=np.float32).reshape(2, 3, 4) ** 3
+    rows.write(1, Tensor(x))
+    heads = x.reshape(2, 3, 2, 2)
+    codes, scale = codes_of_rows(heads)
+    assert (rows.codes[:, 1:4] == codes.reshape(x.shape)).all()
+    assert (rows.scale[:, 1:4] == scale[..., 0]).all()
+    assert not rows.codes[:, 0].any()
+    assert not rows.codes[:, 4:].any()
+    off = abs(rows.read(4).data[:, 1:].reshape(heads.shape) - heads)
+    assert (off <= scale / 2 * (1 + 2**-20)).all()
+    assert off.any()
+    plain = Rows(8)
+    plain.write(0, Tensor(np.zeros((2, 1, 64), np.float32)))
+    wide = Int8Rows(8, heads=2)
+    wide.write(0, Tensor(np.zeros((2, 1, 64), np.float32)))
+    assert wide.nbytes == plain.nbytes * (1 / 4 + 1 / 32)
+
+
+@pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "bfloat16-mixed"])
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_an_int8_cache_gives_nearly_the_logits_of_a_plain_one(recipe, kernels):
+    model = livelier(make(recipe))
+    caches, whole = model.new_caches(int8=True), model.new_caches(int8=True)
+    got, decoder = step_by_step(model, IDS, on=kernels == "on", caches=caches)
+    with model.ops.context.no_record():
+        want = model(IDS[None], whole).data[0, 2:].astype(np.float32)
+    plain = in_one_pass(model, IDS)
+    step = abs(plain).max() / 127
+    assert abs(got - want).max() < step / 4                                    # a code that fell the other way is far less
+    assert 0 < abs(got - plain).max() < 4 * step
+    assert bool(decoder.blocks) == (kernels == "on" and recipe != "bfloat16-mixed")
+    for ours, theirs in zip(caches, whole, strict=True):
+        off = abs(ours.keys.codes.astype(np.int16) - theirs.keys.codes)
+        assert off.max() <= (1 if recipe == "float32" else 3)
+        assert (off == 0).mean() > 0.9
+        assert np.allclose(ours.values.scale, theirs.values.scale, rtol=1e-2)  # float16 and bfloat16 round k and v to 2^-8 at worst
+
+
+def test_what_is_not_finite_reaches_the_logits_through_an_int8_cache():
+    model, caches = make("float32"), None
+    for on in (True, False):
+        caches = model.new_caches(int8=True)
+        with pytest.MonkeyPatch.context() as patch, model.ops.context.unchanged():
+            patch.setenv("MINILLM_KERNELS", "on" if on else "off")
+            decoder = Decoder(model)
+            decoder.logits([3, 1], caches, 0)
+            caches[0].values.scale[0, 0] = np.nan
+            assert np.isnan(decoder.logits([4], caches, 2)).all()
 
 
 @pytest.mark.parametrize("recipe", ["float16-mixed", "bfloat16-mixed"])

@@ -27,7 +27,8 @@ from minillm.conversion import gptq
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import decoding, gpt
-from minillm.nn.attention import Block, KeyValueCache
+from minillm.nn.attention import Block
+from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.module import Module
 from minillm.nn.quantized import QuantizedMatrix
 from minillm.optim import clipping, eight_bit
@@ -291,8 +292,10 @@ MUTANTS = [
            "gpt.generation_is_the_uncached_one_also_beyond_the_context", ("float32",)),
     Mutant("the first tokens are read beyond the context", gpt.GPT.generate, "ids[-T:]", "ids[:T]",
            "gpt.generation_is_the_uncached_one_also_beyond_the_context", ("float32",)),
-    Mutant("the cache forgets its last token", KeyValueCache.extend, "held.data[:, :self.count]", "held.data[:, :max(first, 1)]",
+    Mutant("the cache forgets its last token", KeyValueCache.extend, "self.keys.read(self.count)", "self.keys.read(max(first, 1))",
            "gpt.generation_is_the_uncached_one_also_beyond_the_context", ("float32",)),
+    Mutant("one scale for all heads of a token", Int8Rows.write, "reshape(B, new, H, C // H))", "reshape(B, new, 1, C))",
+           "generation.int8_rows_are_codes_by_token_and_head"),
     Mutant("casts outlive an update in place", Context.begin, "if not self.keeps_casts", "if False",
            "generation.no_text_is_made_with_the_weights_of_yesterday", ("float16-mixed", "off")),
     Mutant("a compiled token stands too early", decoding.Decoder.after_one, "self.positions(position)",

@@ -10,11 +10,11 @@ from minillm.experiments.running import announce_compiling
 
 
 def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, temperature: float = 0.8, top_k: int = 0,
-           seed: int = 0, weights: str | None = None, quiet: bool = True) -> dict:
+           seed: int = 0, weights: str | None = None, int8_cache: bool = False, quiet: bool = True) -> dict:
     """{"prompt", "text"}: the prompt continued by `tokens` tokens; the text holds the prompt too.
 
     Without a prompt it begins with a line's end, or with the first token of a model that has never seen one. `weights`: float32,
-    float16 or int8, where None is what the run's recipe has.
+    float16 or int8, where None is what the run's recipe has; `int8_cache`: keys and values are held as int8 codes.
     """
     for name, value in (("tokens", tokens), ("top-k", top_k), ("seed", seed), ("temperature", temperature)):
         check_range(name, value, 0)
@@ -29,7 +29,7 @@ def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, tempe
     if not len(ids):
         raise MiniLLMError("the prompt is empty: give at least one character, e.g. --prompt 'The '")
     announce_compiling(quiet, "generation")
-    continued = model.generate(ids, tokens, temperature, top_k, seed)
+    continued = model.generate(ids, tokens, temperature, top_k, seed, int8_cache)
     return {"prompt": prompt, "text": tokenizer.decode(continued)}
 
 

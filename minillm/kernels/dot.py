@@ -1,4 +1,4 @@
-"""Sums of products of one row with many, in vector registers: float32 with float32 or float16, int16 with int8.
+"""Sums of products of one row with many, in vector registers: float32 with float32, float16 or int8, int16 with int8.
 
 LLVM does not vectorise a sum of floats, whose order it may not change. So the order is said here: each lane sums every 32nd
 product, lanes are added two by two, and what is left over comes last; it depends on the length alone. A sum of whole numbers is
@@ -42,8 +42,9 @@ def across(builder, vector, add):
 
 
 def add_products(builder, total, left, right):
-    """Add left times right, lane by lane, with one rounding; float16 is widened, which is exact."""
-    right = right if right.type == FLOATS else builder.fpext(right, FLOATS)
+    """Add left times right, lane by lane, with one rounding; float16 and codes are widened, which is exact."""
+    if right.type != FLOATS:
+        right = (builder.sitofp if isinstance(right.type.element, ir.IntType) else builder.fpext)(right, FLOATS)
     operation = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), f"llvm.fmuladd.v{WIDTH}f32")
     return builder.call(operation, [left, right, total])
 
@@ -107,7 +108,7 @@ def dots(x, a, y, b, stride, n, out, count):
 
 
 def rows_dot(x, a, y, b, stride, n, out, count):
-    """The same for any y: x float32 and y float32 or float16 bits, out float32; x int16 and y int8, out int32."""
+    """The same for any y: x float32 and y float32, float16 bits or int8, out float32; x int16 and y int8, out int32."""
     raise NotImplementedError("for use inside a kernel")
 
 

@@ -97,36 +97,82 @@ def _linear(x, y, weight, scale, bias):
     return lambda x, y, weight, scale, bias: linear_float(x, y, weight, bias)
 
 
+# --- the cache: rows (T,C) of float32 or of float16 as bits, or (codes (T,C) int8, scales (T,H) of each head's part of a row)
+
+def rows_in(cache):
+    """The rows themselves."""
+    raise NotImplementedError("for use inside a kernel")
+
+
+def scale_in(cache, t, head):
+    """What a head's part of row t is to be multiplied by."""
+    raise NotImplementedError("for use inside a kernel")
+
+
+def write_row(cache, t, x):
+    """Put x (C,) into row t."""
+    raise NotImplementedError("for use inside a kernel")
+
+
+@overload(rows_in, inline="always")
+def _rows_in(cache):
+    return (lambda cache: cache[0]) if isinstance(cache, types.BaseTuple) else (lambda cache: cache)
+
+
+@overload(scale_in, inline="always")
+def _scale_in(cache, t, head):
+    if isinstance(cache, types.BaseTuple):
+        return lambda cache, t, head: cache[1][t, head]
+    return lambda cache, t, head: np.float32(1)
+
+
+@overload(write_row)
+def _write_row(cache, t, x):
+    if not isinstance(cache, types.BaseTuple):
+        def row(cache, t, x):
+            cache[t] = x
+        return row
+
+    def codes(cache, t, x):
+        rows, scales = cache
+        D, wide = x.size // scales.shape[1], widened(x)
+        for head in range(scales.shape[1]):
+            part, scales[t, head] = to_codes(wide[head * D:(head + 1) * D])
+            for d in range(D):
+                rows[t, head * D + d] = part[d]
+    return codes
+
+
 # --- one query over the cached keys
 
 @njit(**TASK)
 def attend_head(head, q, keys, values, count, heads, y):
-    """One head of a query (C,) float32 over the first `count` rows of keys and values (T,C), into y (C,); softmax in float32."""
+    """One head of a query (C,) float32 over the first `count` rows of caches, into y (C,); softmax in float32."""
     C, D = q.size, q.size // heads
     first, scale = head * D, np.float32(D) ** np.float32(-0.5)
     scores, mixed = np.empty(count, np.float32), np.zeros(D, np.float32)
-    rows_dot(q, first, keys.reshape(-1), first, C, D, scores, count)
+    rows_dot(q, first, rows_in(keys).reshape(-1), first, C, D, scores, count)
     top, total = -np.float32(np.inf), np.float32(0)
     for t in range(count):
-        scores[t] *= scale
+        scores[t] *= scale * scale_in(keys, t, head)
         top = max(top, scores[t])
     for t in range(count):
         scores[t] = exp(scores[t] - top)
     for t in range(count):
         total += scores[t]
     for t in range(count):
-        row, weight = values[t, first:first + D], scores[t] / total
+        row, weight = rows_in(values)[t, first:first + D], scores[t] / total * scale_in(values, t, head)
         for d in range(D):
-            mixed[d] += weight * load(row, d)
+            mixed[d] += weight * np.float32(load(row, d))
     for d in range(D):
         store(y, first + d, mixed[d])
 
 
 @njit(**JIT)
 def attend(q, keys, values, count, heads, y):
-    """Into y (C,): attention of a query (C,) over the first `count` of keys and values (T,C)."""
+    """Into y (C,): attention of a query (C,) over the first `count` rows of two caches."""
     wide = widened(q)
-    if 2 * count * q.size * q.itemsize < SHARE:
+    if 2 * count * q.size * rows_in(keys).itemsize < SHARE:
         for head in range(heads):
             attend_head(head, wide, keys, values, count, heads, y)
     else:
@@ -179,7 +225,7 @@ def add(x, y):
 
 @njit(**JIT)
 def block(x, position, heads, keys, values, norm1, query, key, value, out, norm2, up, down):
-    """Make of x (C,) the block's result for the token at `position`; its key and value are written into keys and values (T,C).
+    """Make of x (C,) the block's result for the token at `position`; its key and value are written into the caches.
 
     A norm is (gain, shift, eps), a linear layer (weight, scale or None, bias); gain, shift and bias are float32, 0 where there is
     none. Whatever is handed from op to op is rounded into what x holds: float32, or float16 as bits.
@@ -187,8 +233,10 @@ def block(x, position, heads, keys, values, norm1, query, key, value, out, norm2
     q, mixed, h, wide = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty(up[0].shape[0], x.dtype)
     layer_norm(x, h, *norm1)
     linear(h, q, *query)
-    linear(h, keys[position], *key)
-    linear(h, values[position], *value)
+    linear(h, mixed, *key)
+    write_row(keys, position, mixed)
+    linear(h, mixed, *value)
+    write_row(values, position, mixed)
     attend(q, keys, values, position + 1, heads, mixed)
     linear(mixed, h, *out)
     add(x, h)

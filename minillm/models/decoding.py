@@ -15,6 +15,7 @@ from minillm.autograd.tensor import Tensor
 from minillm.autograd.watching import Event, watch, watched
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.nn import Block, KeyValueCache, LayerNorm, Module, QuantizedEmbedding, QuantizedLinear, quantized_layers
+from minillm.nn.caches import Int8Rows, Rows
 from minillm.rounding import widen
 
 OPS = ("embedding", "add", "layer_norm", "linear", "attention", "gelu")
@@ -69,8 +70,7 @@ class Decoder:
         with np.errstate(all="ignore"):
             x = as_bits(self.tokens(token).astype(storage) + self.positions(position).astype(storage))      # (C,)
         for weights, cache in zip(self.blocks, caches, strict=True):
-            keys, values = as_bits(cache.keys.data[0]), as_bits(cache.values.data[0])         # (T,C), written at `position`
-            self.kernel.block(x, position, self.heads, keys, values, *weights)
+            self.kernel.block(x, position, self.heads, rows_of(cache.keys), rows_of(cache.values), *weights)
             cache.count = position + 1
         self.kernel.head(x, as_bits(logits), self.norm, self.head)
         return logits.astype(np.float32)
@@ -79,6 +79,11 @@ class Decoder:
 def as_bits(array: np.ndarray) -> np.ndarray:
     """What kernels take: float32 as it is, float16 as its bits."""
     return kernels.load("scalars").bits(array)
+
+
+def rows_of(rows: Rows | Int8Rows) -> np.ndarray | tuple:
+    """What kernels.generation writes the row of a token into: (T,C) floats, or codes (T,C) int8 and scales (T,H)."""
+    return (rows.codes[0], rows.scale[0]) if isinstance(rows, Int8Rows) else as_bits(rows.array[0])
 
 
 def table(embedding: Module, seen: FirstPass) -> Callable[[int], np.ndarray]:

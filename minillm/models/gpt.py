@@ -65,22 +65,23 @@ class GPT(Module):
         """Mean cross-entropy in nats a token, ids and targets (B,T)."""
         return self.ops.cross_entropy(self(ids), targets)
 
-    def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0) -> np.ndarray:
+    def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0,
+                 int8_cache: bool = False) -> np.ndarray:
         """Continue ids (T,) by `tokens` sampled tokens; temperature 0 takes the most likely, top_k 0 considers all.
 
-        Keys and values are cached while the text fits into the context; from then on the last T tokens are read anew for each
-        token, since their learned positions move.
+        Keys and values are cached while the text fits into the context, with `int8_cache` as int8 codes; from then on the last T
+        tokens are read anew for each token, since their learned positions move.
         """
         ids, rng, T = [int(i) for i in ids], np.random.default_rng(seed), self.shape.context
         if not ids:
             raise MiniLLMError("the prompt is empty: give at least one token to continue")
         if not temperature >= 0 or top_k < 0:
             raise MiniLLMError(f"temperature {temperature} and top_k {top_k} must not be negative: 0 is the most likely, and all")
-        decoder, caches, read = Decoder(self), self.new_caches(), 0
+        decoder, caches, read = Decoder(self), self.new_caches(int8_cache), 0
         with self.ops.context.unchanged():
             for _ in range(tokens):
                 if len(ids) > T or not read:
-                    caches, window, read = self.new_caches(), ids[-T:], 0
+                    caches, window, read = self.new_caches(int8_cache), ids[-T:], 0
                 else:
                     window = ids[read:]
                 self.ops.context.begin(len(ids))
@@ -89,8 +90,9 @@ class GPT(Module):
                 ids.append(choose(logits, temperature, top_k, rng))
         return np.array(ids, np.int32)
 
-    def new_caches(self) -> list[KeyValueCache]:
-        return [KeyValueCache(self.shape.context) for _ in self.blocks]
+    def new_caches(self, int8: bool = False) -> list[KeyValueCache]:
+        """Empty caches, one for each block; `int8`: of int8 codes."""
+        return [KeyValueCache(self.shape.context, int8_heads=self.shape.heads if int8 else 0) for _ in self.blocks]
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Generator) -> int:

@@ -1,5 +1,6 @@
 """Modules: things that own parameters and call a recipe's ops."""
-from minillm.nn.attention import Attention, Block, KeyValueCache
+from minillm.nn.attention import Attention, Block
+from minillm.nn.caches import KeyValueCache
 from minillm.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minillm.nn.module import Maker, Module
 from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix, quantized_layers

@@ -1,37 +1,10 @@
 """Self-attention with an optional key/value cache, and the pre-norm transformer block."""
 from minillm.autograd.tensor import Tensor
-from minillm.backend import array_module
 from minillm.errors import MiniLLMError
+from minillm.nn.caches import KeyValueCache
 from minillm.nn.layers import Dropout, LayerNorm, Linear
 from minillm.nn.module import Maker, Module
 from minillm.precision.recipe import Ops
-
-
-class KeyValueCache:
-    """The keys and values of the tokens so far, for one attention layer: (B,T,C) for a whole context, filled from the front."""
-
-    def __init__(self, context: int):
-        self.context, self.count = context, 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the keys and values (B,new,C) of new tokens behind those there are; returns all, (B, count, C), not copied."""
-        if k.needs_gradient or v.needs_gradient:
-            raise MiniLLMError("a cache is written in place, where no gradient can follow: call the model inside no_record()")
-        if self.count + k.shape[1] > self.context:
-            raise MiniLLMError(f"{self.count + k.shape[1]} tokens do not fit into a cache of {self.context}: begin a new one")
-        if self.keys is None:
-            self.keys, self.values = (self.room(t) for t in (k, v))
-        first, self.count = self.count, self.count + k.shape[1]
-        for held, new in ((self.keys, k), (self.values, v)):
-            held.data[:, first:self.count] = new.data
-        return tuple(Tensor(held.data[:, :self.count], held.format) for held in (self.keys, self.values))
-
-    def room(self, x: Tensor) -> Tensor:
-        """Zeros (B,T,C) in the format of x (B,new,C)."""
-        B, _, C = x.shape
-        return Tensor(array_module(x.data).zeros((B, self.context, C), x.data.dtype), x.format)
 
 
 class Attention(Module):
