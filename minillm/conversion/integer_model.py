@@ -147,7 +147,7 @@ class Converter:
         put(target, x.scale * scale / self.target.logit_scale)
         seen = self.inputs[weight.name]
         found = target(integer_ops.product(x.codes(seen), tokens.codes.T)) * self.target.logit_scale
-        self.report(weight.name, product(seen, weight.data.T), found, tokens)
+        self.report(weight.name, product(seen, weight.data.T), found, tokens, target)
 
     def matrix(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes (N,K) int8, and a scale (N,) float64 for each row, whatever the granularity."""
@@ -155,9 +155,9 @@ class Converter:
         made = quantize(weight, self.scheme)
         return made.codes, np.broadcast_to(wide(made.scale), len(weight))
 
-    def report(self, name: str, exact: np.ndarray, found: np.ndarray, target: Module) -> None:
+    def report(self, name: str, exact: np.ndarray, found: np.ndarray, *parts: Module) -> None:
         """Note how far a layer's results are from float32's, inputs and results as codes, and what it takes in a file."""
-        self.layers.append(Layer(name, sqnr_db(exact, found), sum(a.nbytes for a in target.buffers().values())))
+        self.layers.append(Layer(name, sqnr_db(exact, found), sum(a.nbytes for part in parts for a in part.buffers().values())))
 
 
 def put(target: Rescale, real) -> None:

@@ -74,7 +74,7 @@ class IntegerCache:
         if self.count > self.context:
             raise MiniLLMError(f"{self.count} tokens do not fit into a cache of {self.context}: begin a new one")
         if self.held is None:
-            self.held = [np.zeros((len(k), self.context, k.shape[2]), np.int8) for _ in range(2)]
+            self.held = [np.zeros_like(k, shape=(len(k), self.context, k.shape[2])) for _ in range(2)]
         for held, new in zip(self.held, (k, v), strict=True):
             held[:, first:self.count] = new
         return tuple(held[:, :self.count] for held in self.held)

@@ -28,8 +28,8 @@ def multiplier(real) -> Multiplier:
     """
     real = np.asarray(real, np.float64)
     if not (np.abs(real) < 2**30 - 1).all():
-        raise MiniLLMError(f"a multiplier of {np.max(np.abs(real)):g} does not fit into mantissa and shift: two scales are more than "
-                           "2^30 apart, look for weights or activations that are far too large or too small")
+        raise MiniLLMError(f"a multiplier of {np.abs(real).max():g}: it must be below 2^30, so two scales are too far apart; "
+                           "look for weights or activations that are much too large or too small")
     fraction, shift = np.frexp(real)                                           # 0.5 <= |fraction| < 1
     mantissa = half_away(fraction * 2**31).astype(np.int64)
     full = np.abs(mantissa) == 2**31

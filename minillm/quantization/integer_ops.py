@@ -39,17 +39,17 @@ def square_root(n: np.ndarray) -> np.ndarray:
 
 
 def exponential(x: np.ndarray) -> np.ndarray:
-    """exp of x <= 0, int64 in units of 2^-16: int64 of 0 ... ONE, where ONE stands for 1. Off by less than 0.003."""
+    """The exponential of x <= 0, int64 in units of 2^-16: int64 of 0 ... ONE, where ONE stands for 1. Off by 0.002 at most."""
     halvings = np.minimum(-x // LN2, 62)
     p = x + halvings * LN2                                                     # -ln 2 < p <= 0
     return ((p + B) ** 2 + C) >> halvings
 
 
 def softmax_codes(scores: np.ndarray, visible: np.ndarray, by: Multiplier, rounding: str) -> np.ndarray:
-    """exp of each visible score (..., N) less the largest of its row, as codes of 0 ... 127, the largest 127.
+    """The exponential of each visible score (..., N) less the largest of its row, as codes of 0 ... 127; hidden ones are 0.
 
-    `by` brings scores int32 to units of 2^-16. A softmax is these codes over their sum, which need not be divided out before
-    values have been multiplied by them: so no code is spent on the sum's size, and shares add up to 1.
+    `by` brings scores int32 to units of 2^-16. A softmax is these codes over their sum, but values may be multiplied by the codes
+    first and divided by the sum after: so shares add up to 1, and a row of many small ones has all codes, too.
     """
     hidden = np.int32(-2**31 + 1)
     top = np.where(visible, scores, hidden).max(-1, keepdims=True)
