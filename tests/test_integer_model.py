@@ -218,9 +218,16 @@ def walk(model):
     return whole
 
 
+@pytest.mark.usefixtures("kernels_off")
 @pytest.mark.parametrize("rounding", ["single", "double"])
-def test_no_float_comes_between_ids_and_logits(rounding, kernels, monkeypatch):
-    model, compiled = converted(random_model(), rounding), room.load("matmul").matmul_int8
+def test_no_float_comes_between_ids_and_logits(rounding):
+    model = converted(random_model(), rounding)
+    expected = model.integer_logits(batch(2, 9)[0])
+    assert np.array_equal(walk(model), expected)
+
+
+def test_compiled_products_get_and_give_integers(kernels_on, monkeypatch):
+    model, compiled = converted(random_model()), room.load("matmul").matmul_int8
     expected = model.integer_logits(batch(2, 9)[0])
 
     def watched(a, b):
