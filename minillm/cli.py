@@ -214,7 +214,8 @@ def parser_of(name: str) -> Parser:
     if name == "quantize":
         parser.add_argument("--scheme", type=filled, default="int8", metavar="NAME", help="int8, int4, int3 or int2 (default int8)")
         parser.add_argument("--method", type=filled, default="rtn", metavar="NAME",
-                            help="rtn, gptq, gptq-act, awq, smoothquant, outliers or dynamic (default rtn, round to nearest)")
+                            help="rtn, gptq, gptq-act, awq, smoothquant, outliers, dynamic or full-integer "
+                                 "(default rtn, round to nearest)")
         parser.add_argument("--granularity", type=filled, default="channel", metavar="NAME",
                             help="what has a scale of its own: tensor, channel (a row) or group (default channel)")
         parser.add_argument("--group", type=int, default=32, metavar="N", help="values in a group (default 32)")

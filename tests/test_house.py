@@ -222,6 +222,8 @@ FLOAT64 = {
     "minillm.kernels.accumulation": "the same, compiled",
     "minillm.quantization.affine": "a value divided by its scale is rounded to a whole number from its exact side of a half",
     "minillm.conversion.gptq": "the inverse of a Hessian, whose condition is the square of the inputs': a conversion, not a step",
+    "minillm.quantization.fixed_point": "a multiplier has 31 bits, seven more than float32, when it is made; not when it is used",
+    "minillm.conversion.integer_model": "the scales that such multipliers are made of",
     "minillm.quantization.error": "a judge sums squared errors, as precision.tally does",
 }
 

@@ -23,18 +23,19 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.bench import measure, rowwise
-from minillm.conversion import gptq
+from minillm.conversion import gptq, integer_model
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import decoding, gpt
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
+from minillm.nn.integer import IntegerAttention
 from minillm.nn.module import Module
 from minillm.nn.quantized import QuantizedMatrix
 from minillm.optim import clipping, eight_bit
 from minillm.precision import accumulation, block_scaling, clinic, float8, recipe, tally, what_if
 from minillm.precision.loss_scaling import LossScaler, LossScaling
-from minillm.quantization import affine, packing
+from minillm.quantization import affine, fixed_point, integer_ops, packing
 from minillm.quantization import products as int8_products
 from minillm.training import trainer
 
@@ -325,6 +326,17 @@ MUTANTS = [
            "conversion.smoothing_is_best_half_way"),
     Mutant("the first code in the low bits", packing.pack, "[:, 8 - grid.bits:]", "[:, :8 - grid.bits - 1:-1]",
            "affine.two_codes_of_four_bits_are_one_byte_the_first_in_the_high_half"),
+    Mutant("a float mean in an integer layer norm", integer_ops.normalized,
+           "divide(x.sum(-1, keepdims=True, dtype=np.int64), x.shape[-1])", "np.rint(x.mean(-1, keepdims=True)).astype(np.int64)",
+           "integer_model.no_float_comes_between_ids_and_logits", ("single",)),
+    Mutant("halves of negative numbers go up", fixed_point.double, "np.sign(high) * ((np.abs(high) + half) >> out)",
+           "(high + half) >> out", "fixed_point.every_tie_of_small_numbers", ("double",)),
+    Mutant("codes wrap instead of saturating", fixed_point.requantize, "np.clip(multiply(x, by, rounding), -highest, highest)",
+           "multiply(x, by, rounding)", "fixed_point.codes_saturate_and_never_wrap"),
+    Mutant("the zero point's share added, not taken away", integer_model.Converter.linear, "bias / unit - zero",
+           "bias / unit + zero", "integer_model.layers_say_how_far_off_they_are"),
+    Mutant("integer attention sees one token ahead", IntegerAttention.forward, "np.arange(Tk) <= np", "np.arange(Tk) <= 1 + np",
+           "integer_model.the_whole_pass_equals_the_oracle", ("single", 16, "off")),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",

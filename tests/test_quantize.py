@@ -2,13 +2,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
-from tiny_run import SMALL, contents, write_text
+from tiny_run import SMALL, contents, small, write_text
 
 from minillm import cli
 from minillm.conversion.convert import Conversion
 from minillm.conversion.int8_model import replace_matrices, under
 from minillm.conversion.rounding import round_to_nearest
+from minillm.errors import MiniLLMError
+from minillm.experiments.quantize import calibration_batches
 from minillm.experiments.run_folder import RunFolder, load_run
 from minillm.recipes import PRESETS
 from minillm.training.checkpoint import read_state
@@ -44,7 +47,7 @@ def quantized(say, run, out, *argv):
 
 @pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "int4-qat"])
 @pytest.mark.parametrize("argv", [(), ("--scheme", "int4", "--granularity", "group", "--group", "16"), ("--method", "smoothquant"),
-                                  ("--scheme", "int3", "--method", "gptq-act")], ids=" ".join)
+                                  ("--scheme", "int3", "--method", "gptq-act"), ("--method", "full-integer")], ids=" ".join)
 def test_the_folder_is_a_run_like_any_other(recipe, argv, runs, say, tmp_path):
     before = contents(runs / recipe)
     result = quantized(say, runs / recipe, tmp_path / "q", *argv)
@@ -78,6 +81,22 @@ def test_the_file_holds_codes(runs, say, tmp_path):
     assert json.loads((tmp_path / "q" / "config.json").read_text())["from"] == str(runs / "float32")
 
 
+def test_a_model_in_integers_holds_nothing_else(runs, say, tmp_path):
+    result = quantized(say, runs / "float32", tmp_path / "q", "--method", "full-integer")
+    assert abs(result["val_loss"] - result["val_loss_float32"]) < 0.03
+    assert min(layer["sqnr_db"] for layer in result["layers"]) > 25
+    assert len(result["layers"]) == 8
+    arrays, facts = read_state(tmp_path / "q" / "state.safetensors")
+    assert {name for name, a in arrays.items() if a.dtype.kind not in "iu"} == {"model/logit_scale"}
+    assert facts["integer"] == {"rounding": "single", "bits": 16}
+    code, _, err = say("sample", tmp_path / "q", "--weights", "int8")
+    assert code == 2
+    assert "already quantized" in err
+    code, _, err = say("inspect", tmp_path / "q")
+    assert code == 2
+    assert "already quantized" in err
+
+
 def test_people_get_a_table(runs, say, tmp_path):
     code, text, _ = say("quantize", runs / "float32", "--out", tmp_path / "q", "--method", "dynamic", "--calibrate", 4)
     assert code == 0
@@ -104,6 +123,9 @@ REFUSED = [
     (["--granularity", "row"], "unknown granularity 'row'"),
     (["--group", "0"], "a group of 0"), (["--calibrate", "0"], "--calibrate is 0"), (["--calibrate", "many"], "--calibrate"),
     (["--scheme", "int4", "--method", "smoothquant"], "take --scheme int8"), (["--out", ""], "--out: it is empty"),
+    (["--scheme", "int4", "--method", "full-integer"], "take --scheme int8"),
+    (["--granularity", "group", "--method", "full-integer"], "take --scheme int8 by tensor or channel"),
+    (["--leave-one-out", "--method", "full-integer"], "--leave-one-out puts a layer back into float32"),
 ]
 
 
@@ -134,8 +156,9 @@ def test_what_cannot_be_converted_is_refused_and_nothing_is_overwritten(runs, sa
         assert contents(tmp_path) == before
 
 
-def test_a_changed_code_is_found(runs, say, tmp_path):
-    quantized(say, runs / "float32", tmp_path / "q")
+@pytest.mark.parametrize("method", ["rtn", "full-integer"])
+def test_a_changed_code_is_found(method, runs, say, tmp_path):
+    quantized(say, runs / "float32", tmp_path / "q", "--method", method)
     state = tmp_path / "q" / "state.safetensors"
     content = bytearray(state.read_bytes())
     content[-100] ^= 1
@@ -143,6 +166,11 @@ def test_a_changed_code_is_found(runs, say, tmp_path):
     code, _, err = say("evaluate", tmp_path / "q")
     assert code == 2
     assert "was changed after it was written" in err
+
+
+def test_a_text_too_short_to_calibrate_with_is_refused(tmp_path):
+    with pytest.raises(MiniLLMError, match="the calibration part has 16 tokens, but one window of context 16 needs 17"):
+        calibration_batches(np.zeros(16, np.int32), small(tmp_path), 4)
 
 
 def test_a_folder_is_replaced_by_force_alone(runs, say, tmp_path):

@@ -39,8 +39,9 @@ def in_order(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme) -> Quantize
 
 METHODS: dict[str, Callable] = {"rtn": round_to_nearest, "gptq": gptq, "gptq-act": in_order, "awq": awq, "smoothquant": smoothquant,
                                 "outliers": decompose, "dynamic": by_size}
-INT8_ONLY = ("smoothquant", "outliers", "dynamic")       # they are about inputs as int8 codes
-CALIBRATED = ("gptq", "gptq-act", "awq", "smoothquant", "outliers")
+FULL_INTEGER = "full-integer"                            # of the whole model, not of one matrix: conversion/integer_model.py
+INT8_ONLY = ("smoothquant", "outliers", "dynamic", FULL_INTEGER)       # they are about inputs as int8 codes
+CALIBRATED = ("gptq", "gptq-act", "awq", "smoothquant", "outliers", FULL_INTEGER)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Conversion:
     group: int = 32
 
     def __post_init__(self):
-        for kind, value, known in (("scheme", self.scheme, BITS), ("method", self.method, METHODS),
+        for kind, value, known in (("scheme", self.scheme, BITS), ("method", self.method, (*METHODS, FULL_INTEGER)),
                                    ("granularity", self.granularity, GRANULARITIES)):
             if value not in known:
                 raise unknown(kind, value, known)

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from minillm._version import __version__
 from minillm.conversion.calibration import calibrate
-from minillm.conversion.convert import Conversion, Layer, convert
+from minillm.conversion.convert import FULL_INTEGER, Conversion, Layer, convert
 from minillm.conversion.int8_model import under
+from minillm.conversion.integer_model import observe, to_integers
 from minillm.data.batches import Batch, random_batch
 from minillm.errors import MiniLLMError
 from minillm.experiments.options import TrainOptions, check_range
@@ -23,7 +24,7 @@ from minillm.models.gpt import GPT
 from minillm.nn import quantized_layers
 from minillm.recipes import PRESETS, to_json
 from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
-from minillm.training.quantized_checkpoint import float32_bytes, quantized_file
+from minillm.training.quantized_checkpoint import float32_bytes, integer_file, quantized_file
 from minillm.training.trainer import finite_or_none
 
 
@@ -35,6 +36,8 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     Nothing is written before everything has been computed.
     """
     check_range("calibrate", calibrate_with, 1)
+    if leave_one_out and how.method == FULL_INTEGER:
+        raise MiniLLMError("--leave-one-out puts a layer back into float32, for which a model in integers has no place: drop it")
     source, target = RunFolder(Path(path)), RunFolder(Path(out))
     if source.path.resolve() == target.path.resolve():
         raise MiniLLMError(f"the codes would replace the run {source.path}: give another --out")
@@ -43,14 +46,16 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     refuse_normalized(model)
     data = source.read_data(options)
     exact = under(model, PRESETS["float32"])
-    inputs = calibrate(exact, calibration_batches(data.train, options, calibrate_with))
-    converted, layers = convert(model, how, inputs)
+    batches = calibration_batches(data.train, options, calibrate_with)
+    inputs = calibrate(exact, batches)
+    converted, layers = to_integers(exact, how, inputs, observe(exact, batches)) if how.method == FULL_INTEGER \
+        else convert(model, how, inputs)
     before, after = (validation_loss(m, data.validation)[0] for m in (exact, converted))
     if not math.isfinite(after):
         raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
                            f"{how.granularity}, take more bits or a finer granularity")
     costs = costs_of_layers(exact, converted, after, data.validation, quiet) if leave_one_out else {}
-    content = quantized_file(converted, dataclasses.asdict(how))
+    content = (integer_file if how.method == FULL_INTEGER else quantized_file)(converted, dataclasses.asdict(how))
     write_folder(source, target, options, how, content)
     return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
             "bytes_float32": float32_bytes(model), "val_loss": finite_or_none(after), "val_loss_float32": finite_or_none(before),

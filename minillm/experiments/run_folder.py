@@ -14,7 +14,7 @@ from minillm.nn import quantized_layers
 from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
 from minillm.training.checkpoint import load_model, read_state
-from minillm.training.quantized_checkpoint import load_quantized
+from minillm.training.quantized_checkpoint import load_integer, load_quantized
 
 FILES = ("config.json", "tokenizer.json", "metrics.jsonl", "state.safetensors", "loss.png")
 
@@ -110,7 +110,9 @@ def load_run(path: str | Path) -> tuple[GPT, Tokenizer, TrainOptions]:
     tokenizer = folder.read_tokenizer()
     arrays, facts = read_state(folder.state)
     model = make_model(options, tokenizer.vocabulary, recipe)
-    if "quantized" in facts:
+    if "integer" in facts:
+        model = load_integer(model.shape, arrays, facts)
+    elif "quantized" in facts:
         load_quantized(model, arrays, facts)
     else:
         load_model(folder.state, model, arrays, facts)

@@ -77,7 +77,7 @@ class GPT(Module):
             raise MiniLLMError("the prompt is empty: give at least one token to continue")
         if not temperature >= 0 or top_k < 0:
             raise MiniLLMError(f"temperature {temperature} and top_k {top_k} must not be negative: 0 is the most likely, and all")
-        decoder, caches, read = Decoder(self), self.new_caches(int8_cache), 0
+        decoder, caches, read = self.decoder(), self.new_caches(int8_cache), 0
         with self.ops.context.unchanged():
             for _ in range(tokens):
                 if len(ids) > T or not read:
@@ -89,6 +89,9 @@ class GPT(Module):
                 read += len(window)
                 ids.append(choose(logits, temperature, top_k, rng))
         return np.array(ids, np.int32)
+
+    def decoder(self) -> Decoder:
+        return Decoder(self)
 
     def new_caches(self, int8: bool = False) -> list[KeyValueCache]:
         """Empty caches, one for each block; `int8`: of int8 codes."""

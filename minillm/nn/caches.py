@@ -62,20 +62,32 @@ class Int8Rows:
         return self.codes.nbytes + self.scale.nbytes
 
 
-class KeyValueCache:
+class Cache:
+    """Room for the tokens of a context, of which `count` are there."""
+
+    def __init__(self, context: int):
+        self.context, self.count = context, 0
+
+    def claim(self, new: int) -> int:
+        """Room for `new` more: where the first of them goes. MiniLLMError where there is none."""
+        if self.count + new > self.context:
+            raise MiniLLMError(f"{self.count + new} tokens do not fit into a cache of {self.context}: begin a new one")
+        self.count += new
+        return self.count - new
+
+
+class KeyValueCache(Cache):
     """The keys and values of the tokens so far, for one attention layer. With `int8_heads`, their number, as int8 codes."""
 
     def __init__(self, context: int, int8_heads: int = 0):
-        self.context, self.count = context, 0
+        super().__init__(context)
         self.keys, self.values = (Int8Rows(context, int8_heads) if int8_heads else Rows(context) for _ in range(2))
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write the keys and values (B,new,C) of new tokens behind those there are; returns all, (B, count, C)."""
         if k.needs_gradient or v.needs_gradient:
             raise MiniLLMError("a cache is written in place, where no gradient can follow: call the model inside no_record()")
-        if self.count + k.shape[1] > self.context:
-            raise MiniLLMError(f"{self.count + k.shape[1]} tokens do not fit into a cache of {self.context}: begin a new one")
-        first, self.count = self.count, self.count + k.shape[1]
+        first = self.claim(k.shape[1])
         self.keys.write(first, k)
         self.values.write(first, v)
         return self.keys.read(self.count), self.values.read(self.count)

@@ -6,7 +6,8 @@ import numpy as np
 from minillm.autograd.tensor import Tensor
 from minillm.conversion.int8_model import replace_matrices
 from minillm.formats import format_named
-from minillm.models.gpt import GPT
+from minillm.models.gpt import GPT, GPTShape
+from minillm.models.integer_gpt import IntegerGPT
 from minillm.nn import QuantizedMatrix, quantized_layers
 from minillm.quantization.affine import Grid, Quantized, Scheme
 from minillm.quantization.packing import pack, unpack
@@ -22,6 +23,20 @@ def quantized_file(model: GPT, how: dict) -> bytes:
             arrays[f"{name}.codes"] = pack(layer.codes, layer.scheme.grid)
     facts = {"version": VERSION, "shape": asdict(model.shape), "quantized": how, "layers": layers}
     return as_file({f"model/{name}": a for name, a in arrays.items()}, facts)
+
+
+def integer_file(model: IntegerGPT, how: dict) -> bytes:
+    """The same of a model in integers: codes, biases, multipliers, tables."""
+    facts = {"version": VERSION, "shape": asdict(model.shape), "quantized": how,
+             "integer": {"rounding": model.rounding, "bits": model.bits}}
+    return as_file({f"model/{name}": a for name, a in model.state_dict().items()}, facts)
+
+
+def load_integer(shape: GPTShape, arrays: dict[str, np.ndarray], facts: dict) -> IntegerGPT:
+    """A model in integers from its file. MiniLLMError where it is of another shape."""
+    model = IntegerGPT(shape, **facts["integer"])
+    model.load_state_dict(part(arrays, "model/"))
+    return model
 
 
 def float32_bytes(model: GPT) -> int:
