@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from minillm._version import __version__
 from minillm.conversion.calibration import calibrate
-from minillm.conversion.convert import Conversion, Layer, convert
+from minillm.conversion.convert import Conversion, Layer, convert, trained_ternary
 from minillm.conversion.int8_model import under
 from minillm.data.batches import Batch, random_batch
 from minillm.errors import MiniLLMError
@@ -40,10 +40,12 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
         raise MiniLLMError(f"the codes would replace the run {source.path}: give another --out")
     target.check_free(force)
     model, _, options = load_unquantized(path, "converted again")
-    refuse_normalized(model)
+    ternary = trained_ternary(model)
+    if ternary:
+        check_ternary(model, how, leave_one_out)
     data = source.read_data(options)
-    exact = under(model, PRESETS["float32"])
-    inputs = calibrate(exact, calibration_batches(data.train, options, calibrate_with))
+    exact = model if ternary else under(model, PRESETS["float32"])
+    inputs = {} if ternary else calibrate(exact, calibration_batches(data.train, options, calibrate_with))
     converted, layers = convert(model, how, inputs)
     before, after = (validation_loss(m, data.validation)[0] for m in (exact, converted))
     if not math.isfinite(after):
@@ -57,11 +59,11 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
             "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
 
 
-def refuse_normalized(model: GPT) -> None:
-    """MiniLLMError for a recipe that normalizes what goes into its linears: a layer of codes does not."""
-    if any(getattr(quantizer, "normalizes", False) for quantizer in model.ops.recipe.quantizers.values()):
-        raise MiniLLMError(f"recipe {model.ops.recipe.name} normalizes the inputs of its linears, which layers of codes do not: "
-                           "convert a run of another recipe")
+def check_ternary(model: GPT, how: Conversion, leave_one_out: bool) -> None:
+    """A model trained with ternary weights has its codes already, and nothing better to put in their place."""
+    if (how.scheme, how.method) != ("ternary", "rtn") or leave_one_out:
+        raise MiniLLMError(f"recipe {model.ops.recipe.name} was trained with ternary weights, which are taken over as they are: "
+                           "convert it by --scheme ternary, and nothing else")
 
 
 def calibration_batches(ids: np.ndarray, options: TrainOptions, windows: int) -> list[Batch]:

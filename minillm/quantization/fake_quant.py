@@ -8,7 +8,6 @@ A quantizer stands in a recipe in front of an op's input: (ops, x, name) -> x.
 """
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -56,13 +55,18 @@ def _(xp, g, x, step, *, lowest, highest):                                    # 
 
 @rule
 def ternarize(xp, x):              # -1, 0 or 1 times the mean of |x|. Ma et al. 2024, arXiv 2402.17764, equations 1 to 3
-    scale = xp.maximum(abs(x).sum(dtype=x.dtype) / max(x.size, 1), 1e-5)
+    scale = ternary_scale(xp, x)
     return xp.clip(xp.rint(x / scale), -1, 1) * scale
 
 
 @ternarize.vjp
 def _(xp, g):
     return (g,)
+
+
+def ternary_scale(xp, x):
+    """The mean of |x|, at least 1e-5."""
+    return xp.maximum(abs(x).sum(dtype=x.dtype) / max(x.size, 1), 1e-5)
 
 
 def count_of(x: Tensor, scheme: Scheme, name: str) -> int:
@@ -136,14 +140,17 @@ class Ternary:
 
 @dataclass(frozen=True)
 class NormalizedFake:
-    """Each row to a root mean square of 1, without a gain, and then codes: what stands in front of a ternary weight."""
+    """Each row to a root mean square of 1, and then codes: what stands beside a ternary weight."""
 
     scheme: Scheme
-    normalizes: ClassVar[bool] = True
 
     def __call__(self, ops, x: Tensor, name: str) -> Tensor:
-        gain = Tensor(np.ones(x.shape[-1], np.float32), FLOAT32)
-        return Fake(self.scheme)(ops, apply(RULES["rms_norm"], x, gain, context=ops.context), name)
+        return Fake(self.scheme)(ops, unit_rows(ops, x), name)
+
+
+def unit_rows(ops, x: Tensor) -> Tensor:
+    """Each row to a root mean square of 1, without a gain."""
+    return apply(RULES["rms_norm"], x, Tensor(np.ones(x.shape[-1], np.float32), FLOAT32), context=ops.context)
 
 
 def by_token(grid: Grid) -> Scheme:
