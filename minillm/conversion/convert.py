@@ -19,9 +19,9 @@ from minillm.formats import FLOAT16, FLOAT32
 from minillm.kernels import product
 from minillm.models.gpt import GPT
 from minillm.nn import Linear, QuantizedMatrix
-from minillm.quantization.affine import TERNARY, Scheme, grid, quantize_with
+from minillm.quantization.affine import TERNARY, Scheme, as_scale, grid, quantize_with
 from minillm.quantization.error import sqnr_db
-from minillm.quantization.fake_quant import NormalizedFake, Ternary, steps_of, ternary_scale
+from minillm.quantization.fake_quant import NormalizedFake, Ternary, shared_steps, steps_of, ternary_scale
 from minillm.recipes import PRESETS
 
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "ternary": 2}
@@ -99,9 +99,9 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
 
 def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
     """What stands in for a matrix; None: it stays. Training's own steps are taken over, where it has learned such."""
-    scheme, steps = how.make_scheme(), model.ops.learned.get(f"{weight.name}.log_step")
-    if how.method == "rtn" and how.scheme == "int4" and steps is not None:
-        return learned_matrix(weight.data, steps_of(steps.data))
+    scheme, steps = how.make_scheme(), learned_steps(model, weight) if how.scheme == "int4" and how.method == "rtn" else None
+    if steps is not None:
+        return learned_matrix(weight.data, steps)
     if inputs is None and how.method != "dynamic":           # positions: nothing is multiplied by them
         return round_to_nearest(weight.data, weight.data, scheme)
     return METHODS[how.method](weight.data, inputs, scheme)
@@ -119,18 +119,26 @@ def ternary_matrix(model: GPT, weight: Tensor) -> QuantizedMatrix | None:
     """
     place = weight.name.removesuffix(".weight")
     layer = functools.reduce(getattr, place.split("."), model)
-    of_inputs, of_weight = model.ops.plan(RULES["linear"], place, 2).quantizers
+    of_inputs, of_weight = model.ops.plan(RULES["linear"], place, 2).quantizers[:2]
     if not (isinstance(layer, Linear) and isinstance(of_weight, Ternary)):
         return None
     codes = quantize_with(weight.data, ternary_scale(np, weight.data), None, Scheme(TERNARY))
     return QuantizedMatrix(codes, int8=of_inputs is not None, normalized=isinstance(of_inputs, NormalizedFake))
 
 
+def learned_steps(model: GPT, weight: Tensor) -> np.ndarray | None:
+    """The steps (S,) that training had of a weight, where it has learned such."""
+    learned, highest = model.ops.learned, grid(4, narrow=False).highest
+    if f"{weight.name}.log_share" in learned:
+        return shared_steps(np, weight.data, learned[f"{weight.name}.log_share"].data, highest).ravel()
+    return steps_of(learned[f"{weight.name}.log_step"].data) if f"{weight.name}.log_step" in learned else None
+
+
 def learned_matrix(weight: np.ndarray, steps: np.ndarray) -> QuantizedMatrix:
-    """The codes that training with learned int4 steps (S,) had."""
+    """The codes that training with learned int4 steps (S,) had, the steps rounded to float16: by 2^-11 of themselves at most."""
     per_row = len(steps) // len(weight)
-    scheme = Scheme(grid(4, narrow=False), granularity="group", group=weight.shape[1] // per_row)
-    return QuantizedMatrix(quantize_with(weight, steps, None, scheme))
+    scheme = Scheme(grid(4, narrow=False), granularity="group", group=weight.shape[1] // per_row, scale_format=FLOAT16)
+    return QuantizedMatrix(quantize_with(weight, as_scale(steps, 8, FLOAT16), None, scheme))
 
 
 def quality(matrix: QuantizedMatrix, weight: np.ndarray, inputs: np.ndarray | None) -> float:
