@@ -217,6 +217,18 @@ def test_int4_steps_that_were_learned_are_those_of_the_file():
         assert np.mean(apart > 0.5) < 0.02
 
 
+def test_ternary_weights_are_those_of_training():
+    """Inputs are normalized and become the same codes; only sums are exact here, and float32's there."""
+    model = make("bitnet-b1.58")
+    ours, layers = convert(model, Conversion("ternary"), {})
+    ids = batch()[0]
+    with model.ops.context.no_record(), ours.ops.context.no_record():
+        there, here = model(ids).data, ours(ids).data
+    assert np.abs(here - there).max() < 1e-5 * np.abs(there).max()             # 32 terms a sum, two layers: 100 roundings of 2^-24
+    assert {layer.name for layer in layers if layer.left} == {"tokens.weight", "positions.weight"}
+    assert all(set(np.unique(layer.codes)) == {-1, 0, 1} for layer in quantized_layers(ours).values())
+
+
 def test_calibration_sees_what_goes_into_every_linear_layer_and_the_head():
     model = make()
     inputs = calibrate(model, [batch(4), batch(2, seed=1)])

@@ -13,12 +13,12 @@ from minillm.autograd.tensor import Tensor, apply, backward, tensor
 from minillm.conversion.rounding import int8_rows
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
-from minillm.precision.recipe import Recipe
+from minillm.precision.recipe import QUANTIZERS, Recipe
 from minillm.quantization import products
 from minillm.quantization.affine import INT4, PER_ROW, Scheme, grid, quantize
 from minillm.quantization.fake_quant import FASTER, Fake, Lsq, count_of, shared_steps, steps_of
 from minillm.quantization.products import codes_of_rows, int8_product, quantized_product
-from minillm.recipes import PRESETS
+from minillm.recipes import PRESETS, from_json, to_json
 from minillm.testing import dot_bound
 from minillm.training.trainer import training_step
 
@@ -167,6 +167,16 @@ def test_places_can_be_left_out():
     ops = PRESETS["bitnet-b1.58"].bind(0)
     assert not ops.plan(RULES["linear"], "head", 2).touched
     assert len(ops.plan(RULES["linear"], "block0.mlp.up", 2).touched) == 2
+
+
+def test_a_recipe_of_json_leaves_places_out():
+    """The head, which is the last layer, and the first block: what is left is the second block, as if it alone were named."""
+    some = from_json({"name": "some", "quantizers": {"linear.weight": "int4-groups", "head/linear.weight": "none",
+                                                     "block0/linear.weight": "none"}})
+    assert from_json(to_json(some)) == some
+    losses = [make(recipe).loss(*batch()).item()
+              for recipe in (some, Recipe("one", quantizers={"block1/linear.weight": QUANTIZERS["int4-groups"]}), "float32")]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_ternary_weights_are_three_values_of_the_mean_size():

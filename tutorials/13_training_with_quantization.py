@@ -81,24 +81,24 @@ def loss_and_slope(w):
 
 
 w, seen = 0.2, []
-for _ in range(300):
+for _ in range(140):
     loss, value, slope = loss_and_slope(w)
     seen.append((w, value))
     w -= 0.02 * slope
 below, above = loss_and_slope(0.3)[0], loss_and_slope(0.3 + 1e-3)[0]
 weights, values = np.array(seen).T
 print(f"at w = 0.3 the loss rises by {above - below:g} in a small step, and the estimated slope is {loss_and_slope(0.3)[2]:.1f}")
-print(f"w ends in {weights[100:].min():.2f} ... {weights[100:].max():.2f}; the mean of its rounded values there is "
-      f"{values[100:].mean():.2f}")
-print(lines({"w": (range(300), weights), "w rounded": (range(300), values)}, "figures/13-one-weight.png",
+print(f"w ends in {weights[80:].min():.2f} ... {weights[80:].max():.2f}; the mean of its rounded values there is "
+      f"{values[80:].mean():.2f}")
+print(lines({"w": (range(140), weights), "w rounded": (range(140), values)}, "figures/13-one-weight.png",
             "One weight, rounded to whole numbers, that should be 1.4", xlabel="step (a number)",
             ylabel="value (a number)", level=TARGET))
 
 assert above == below                                                # the true slope is 0
 assert loss_and_slope(0.3)[2] < -2                                   # the estimate says: upwards
-assert 1.4 < weights[100:].min() < 1.5 < weights[100:].max() < 1.6
-assert set(values[100:]) == {1.0, 2.0}
-assert abs(values[100:].mean() - TARGET) < 0.05
+assert 1.4 < weights[80:].min() < 1.5 < weights[80:].max() < 1.6
+assert set(values[80:]) == {1.0, 2.0}
+assert abs(values[80:].mean() - TARGET) < 0.05
 
 # %% [markdown]
 # The weight climbs to the place where rounding goes from 1 to 2 and stays there, going to and fro. Neither 1 nor 2 is
@@ -125,7 +125,7 @@ def error_and_slope(step):
     return loss.item(), float(backward(loss)["step"][0]) * np.sqrt(x.size * 7)     # LSQ divides its gradient by this
 
 
-STEPS = np.geomspace(0.1, 1, 60)
+STEPS = np.geomspace(0.2, 1, 40)
 errors, slopes = np.array([error_and_slope(step) for step in STEPS]).T
 differences = np.array([(error_and_slope(1.05 * s)[0] - error_and_slope(0.95 * s)[0]) / (0.1 * s) for s in STEPS])
 best = STEPS[errors.argmin()]
@@ -138,12 +138,12 @@ print(lines({"LSQ's slope": (STEPS, slopes), "differences of the error": (STEPS,
             ylabel="slope (squared error by step)", level=0))
 
 assert abs(balance / best - 1) < 0.15
-assert np.corrcoef(slopes, differences)[0, 1] > 0.9
+assert abs(slopes - differences).max() < 0.05 * abs(slopes).max()
 assert paper > 1.5 * best
 
 # %% [markdown]
-# The estimate is a good one: it has its zero near the least error, where clipping and rounding balance. But the step
-# must get there. Adam moves a parameter by about its learning rate, whatever the size of its gradient; the paper's first
+# The estimate lies on the differences, and has its zero near the least error, where clipping and rounding balance. But the
+# step must get there. Adam moves a parameter by about its learning rate, whatever the size of its gradient; the paper's first
 # step is nearly twice too long for 4 bits; and weights grow in training. So the recipe ``int4-qat`` learns something
 # nearer: for each group of 32 weights the *share* of the group's range that the grid spans. It begins at 1, where
 # nothing is clipped, and follows the weights by itself.
@@ -310,8 +310,8 @@ recipes = {name: with_products(products) for name, products in SWITCHES.items()}
 recipes[HEAD_LEFT_OUT] = with_products("int8-input-gradient", head="float32")
 for name, recipe in recipes.items():
     found = gradients(recipe)
-    noise[name] = float(np.mean([sqnr_db(float32_gradients[p], found[p]) for p in linears]))
-print(table(["in int8", "gradient: signal over noise dB"], [[name, f"{db:.1f}"] for name, db in noise.items()]))
+    noise[name] = float(np.median([sqnr_db(float32_gradients[p], found[p]) for p in linears]))
+print(table(["in int8", "median layer: signal over noise dB"], [[name, f"{db:.1f}"] for name, db in noise.items()]))
 
 # %% [markdown]
 # And what it does to training: the same runs from the start, with several seeds.
