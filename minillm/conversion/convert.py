@@ -122,7 +122,8 @@ def ternary_matrix(model: GPT, weight: Tensor) -> QuantizedMatrix | None:
     of_inputs, of_weight = model.ops.plan(RULES["linear"], place, 2).quantizers[:2]
     if not (isinstance(layer, Linear) and isinstance(of_weight, Ternary)):
         return None
-    codes = quantize_with(weight.data, ternary_scale(np, weight.data), None, Scheme(TERNARY))
+    scale = np.asarray(ternary_scale(np, weight.data))                         # () f32
+    codes = quantize_with(weight.data, scale, None, Scheme(TERNARY))
     return QuantizedMatrix(codes, int8=of_inputs is not None, normalized=isinstance(of_inputs, NormalizedFake))
 
 

@@ -1,5 +1,6 @@
 """Figures of training with quantization: lines over a number, weights among three codes, losses of several seeds side by side."""
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def by_seed(losses: Mapping[str, Sequence[float]], path: PathLike, title: str, x
     with style.applied():
         figure, axes = style.figure(height=1.3 + 0.42 * max(len(losses), 2))
         for y, found in enumerate(losses.values()):
-            axes.barh(y, np.mean(found, dtype=np.float64), height=0.6, color=style.SKY, edgecolor="black", linewidth=0.5)
+            axes.barh(y, fmean(found), height=0.6, color=style.SKY, edgecolor="black", linewidth=0.5)
             axes.plot(found, [y] * len(found), "o", color=style.BLACK, markersize=4)
         axes.axvline(0, color=style.BLACK, linewidth=0.8)
         axes.set(title=style.shown(title), xlabel=xlabel, yticks=range(len(losses)),
