@@ -180,7 +180,7 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "compare": (compare, "the same model under several recipes and seeds: a table and figures"),
     "evaluate": (evaluate, "validation loss of a run"),
     "sample": (sample, "text from a run"),
-    "quantize": (quantize, "a run as codes of 8, 4, 3 or 2 bits: a model folder, its bytes, its loss"),
+    "quantize": (quantize, "a run as codes of 8, 4, 3, 2 bits, or ternary: a model folder, its bytes, its loss"),
     "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
     "inspect": (inspect, "what every layer's numbers look like: underflow, overflow, headroom, and what other formats would do"),
     "formats": (formats, "table of number formats; one format; the bits of one value in it"),
@@ -212,7 +212,8 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
     if name == "quantize":
-        parser.add_argument("--scheme", type=filled, default="int8", metavar="NAME", help="int8, int4, int3 or int2 (default int8)")
+        parser.add_argument("--scheme", type=filled, default="int8", metavar="NAME",
+                            help="int8, int4, int3, int2 or ternary (default int8)")
         parser.add_argument("--method", type=filled, default="rtn", metavar="NAME",
                             help="rtn, gptq, gptq-act, awq, smoothquant, outliers, dynamic or full-integer "
                                  "(default rtn, round to nearest)")

@@ -11,15 +11,17 @@ from minillm.precision.loss_scaling import SCALERS, LossScaling, scaler_named
 from minillm.precision.published import PUBLISHED
 from minillm.precision.recipe import CAST_WORDS, QUANTIZERS, Recipe
 from minillm.quantization.affine import INT4, INT8, PER_ROW, Scheme, grid
-from minillm.quantization.fake_quant import Fake, Lsq, NormalizedFake, Ternary, by_token
+from minillm.quantization.fake_quant import Fake, LearnedRange, Lsq, NormalizedFake, Ternary, by_token
 from minillm.quantization.products import SWITCHBACK
 
 DYNAMIC = LossScaling()
 INT8_ROWS, INT8_TOKENS = Fake(PER_ROW), Fake(by_token(INT8))
-INT4_STEPS = Lsq(Scheme(grid(4, narrow=False), granularity="group"))
+INT4_RUNS = Scheme(grid(4, narrow=False), granularity="group")
+INT4_RANGES = LearnedRange(INT4_RUNS)
 BITNET_TOKENS = NormalizedFake(by_token(INT8))
 QUANTIZERS |= {"none": None, "int8-rows": INT8_ROWS, "int8-tokens": INT8_TOKENS, "int8-steps": Lsq(Scheme(grid(8, narrow=False))),
-               "int4-groups": Fake(Scheme(INT4, granularity="group")), "int4-steps": INT4_STEPS, "ternary": Ternary(),
+               "int4-groups": Fake(Scheme(INT4, granularity="group")), "int4-steps": Lsq(INT4_RUNS),
+               "int4-ranges": INT4_RANGES, "ternary": Ternary(),
                "normalized-int8-tokens": BITNET_TOKENS}
 
 
@@ -62,8 +64,8 @@ PRESETS = {recipe.name: recipe for recipe in (
           about="float16-no-master, but what rounding takes from a weight is kept beside it in float16, and added back"),
     Recipe("int8-qat", quantizers={"linear.weight": INT8_ROWS, "embedding.weight": INT8_ROWS, "linear.x": INT8_TOKENS},
            about="float32, with weights replaced by the values of int8 codes by row, activations by token: training knows of int8"),
-    Recipe("int4-qat", quantizers={"linear.weight": INT4_STEPS, "embedding.weight": INT4_STEPS, "linear.x": INT8_TOKENS},
-           about="int4 weights in groups of 32, whose steps are learned (LSQ), int8 activations by token"),
+    Recipe("int4-qat", quantizers={"linear.weight": INT4_RANGES, "embedding.weight": INT4_RANGES, "linear.x": INT8_TOKENS},
+           about="int4 weights in groups of 32, whose steps are learned, int8 activations by token"),
     Recipe("int8-switchback", products={"linear": SWITCHBACK},
            about="float32, but forward and input-gradient products of linears are of int8 codes; weight gradients are not"),
     Recipe("bitnet-b1.58", quantizers={"linear.weight": Ternary(), "linear.x": BITNET_TOKENS, "head/linear.weight": None,

@@ -30,7 +30,8 @@ RUNS = {
     "float16-no-master, overflowing": {"recipe": "float16-no-master", "growth_interval": 1, "dropout": 0.2},
     "float16-stochastic, overflowing": {"recipe": "float16-stochastic", "growth_interval": 1},
     "bfloat16-kahan": {"recipe": "bfloat16-kahan"}, "float32-adam8-dynamic": {"recipe": "float32-adam8-dynamic"},
-    "int4-qat": {"recipe": "int4-qat"},
+    "int4-qat": {"recipe": "int4-qat"}, "bitnet-b1.58": {"recipe": "bitnet-b1.58"},
+    "int8-switchback": {"recipe": "int8-switchback"},
     "sgd, bpe": {"optimizer": "sgd", "tokenizer": "bpe", "vocab": 280, "beta1": 0.9},
 }
 
@@ -173,7 +174,7 @@ def arrays_of(run):
     return read_state(run / "state.safetensors")[0]
 
 
-@pytest.mark.parametrize("recipe", ["float32", "float16-no-master", "int8-qat", "int4-qat", "bitnet-b1.58"])
+@pytest.mark.parametrize("recipe", ["float32", "float16-no-master", "int8-qat", "int4-qat", "int8-switchback", "bitnet-b1.58"])
 @pytest.mark.parametrize("source", ["float32", "float16-mixed", "sgd, bpe"])
 def test_a_run_begins_with_the_weights_of_another(source, recipe, whole, tmp_path):
     """With a learning rate of almost nothing its weights stay those of the other, rounded once into its own format."""

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from tiny_gpt import batch, make
 
+from minillm.autograd.tensor import Tensor
 from minillm.conversion.awq import awq, output_error
 from minillm.conversion.calibration import MOST_ROWS, calibrate
 from minillm.conversion.convert import LEAST_SIZE, METHODS, Conversion, convert
@@ -12,11 +13,12 @@ from minillm.conversion.outliers import decompose
 from minillm.conversion.rounding import round_to_nearest
 from minillm.conversion.smoothquant import smoothquant
 from minillm.errors import MiniLLMError
+from minillm.formats import FLOAT32
 from minillm.nn import QuantizedMatrix, quantized_layers
 from minillm.quantization.affine import INT8, PER_ROW, PER_TENSOR, Scheme, codes_of, grid, quantize
 from minillm.quantization.error import sqnr_db
-from minillm.quantization.fake_quant import steps_of
-from minillm.recipes import PRESETS
+from minillm.quantization.fake_quant import shared_steps
+from minillm.recipes import INT4_RANGES, PRESETS
 from minillm.training.quantized_checkpoint import load_quantized, quantized_file
 
 GROUPS = {bits: Scheme(grid(bits, narrow=False), symmetric=False, granularity="group", group=64) for bits in (2, 3, 4)}
@@ -198,12 +200,33 @@ def test_small_matrices_stay_as_they_are_under_dynamic():
 def test_int4_steps_that_were_learned_are_those_of_the_file():
     model = make("int4-qat", channels=64)
     model.loss(*batch())
+    weights = {p.name: p.data for p in model.parameters()}
     for leaf in model.ops.learned.values():
-        leaf.data = leaf.data + np.float32(0.25)
+        leaf.data = leaf.data - np.float32(0.01)
     ours, _ = convert(model, Conversion("int4", "rtn", "group"), calibrate(under(model, PRESETS["float32"]), [batch()]))
     for name, layer in quantized_layers(ours).items():
-        assert np.array_equal(layer.scale.ravel(), steps_of(model.ops.learned[f"{name}.weight.log_step"].data))
+        weight, log_share = weights[f"{name}.weight"], model.ops.learned[f"{name}.weight.log_share"].data
+        steps = shared_steps(np, weight, log_share, 7)
         assert layer.scheme.grid == grid(4, narrow=False)
+        assert layer.scale.dtype == np.float16
+        trained = INT4_RANGES(model.ops, Tensor(weight, FLOAT32, name=f"{name}.weight"), "").data
+        apart = abs(layer.matrix.values() - trained).reshape(len(steps), -1) / steps
+        place = abs(weight.reshape(len(steps), -1) / steps)
+        beside_a_tie = abs(place - np.floor(place) - 0.5) < 2**-8              # steps are off by 2^-11, places are below 8
+        assert np.all(apart <= 2**-8 + beside_a_tie)
+        assert np.mean(apart > 0.5) < 0.02
+
+
+def test_ternary_weights_are_those_of_training():
+    """Inputs are normalized and become the same codes; only sums are exact here, and float32's there."""
+    model = make("bitnet-b1.58")
+    ours, layers = convert(model, Conversion("ternary"), {})
+    ids = batch()[0]
+    with model.ops.context.no_record(), ours.ops.context.no_record():
+        there, here = model(ids).data, ours(ids).data
+    assert np.abs(here - there).max() < 1e-5 * np.abs(there).max()             # 32 terms a sum, two layers: 100 roundings of 2^-24
+    assert {layer.name for layer in layers if layer.left} == {"tokens.weight", "positions.weight"}
+    assert all(set(np.unique(layer.codes)) == {-1, 0, 1} for layer in quantized_layers(ours).values())
 
 
 def test_calibration_sees_what_goes_into_every_linear_layer_and_the_head():

@@ -13,12 +13,12 @@ from minillm.autograd.tensor import Tensor, apply, backward, tensor
 from minillm.conversion.rounding import int8_rows
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
-from minillm.precision.recipe import Recipe
+from minillm.precision.recipe import QUANTIZERS, Recipe
 from minillm.quantization import products
 from minillm.quantization.affine import INT4, PER_ROW, Scheme, grid, quantize
-from minillm.quantization.fake_quant import Fake, Lsq, count_of, steps_of
+from minillm.quantization.fake_quant import FASTER, Fake, Lsq, count_of, shared_steps, steps_of
 from minillm.quantization.products import codes_of_rows, int8_product, quantized_product
-from minillm.recipes import PRESETS
+from minillm.recipes import PRESETS, from_json, to_json
 from minillm.testing import dot_bound
 from minillm.training.trainer import training_step
 
@@ -91,10 +91,38 @@ def test_steps_are_made_in_the_first_pass_under_the_name_of_their_parameter():
     assert not model.ops.learned
     model.loss(*batch())
     table = model.tokens.weight
-    names = {f"{p.name}.log_step" for p in model.parameters() if p.ndim == 2}
+    names = {f"{p.name}.log_share" for p in model.parameters() if p.ndim == 2}
     assert set(model.ops.learned) == names                             # a tied table has one set of steps, not two
     runs = Scheme(granularity="group").scale_shape(table.shape)
-    assert model.ops.learned["tokens.weight.log_step"].shape == (np.prod(runs),)
+    assert model.ops.learned["tokens.weight.log_share"].shape == (np.prod(runs),)
+
+
+def shared(x, log_share, g):
+    y = apply(RULES["share_of_range"], leaf(x), leaf(log_share, "l"), context=Context(), lowest=-8, highest=7)
+    found = backward((y * tensor(np.asarray(g, np.float32), FLOAT32)).sum())
+    return y.data, found["x"], found["l"]
+
+
+def test_a_learned_share_begins_with_the_whole_range_and_gradients_go_straight_through():
+    x = np.random.default_rng(0).standard_normal((3, 8), np.float32)
+    g = np.random.default_rng(1).standard_normal((3, 8), np.float32)
+    whole = shared(x, np.zeros(3), g)
+    assert np.array_equal(whole[0], fake(leaf(x), Scheme(INT4, granularity="channel")).data)
+    half = shared(x, np.full(3, np.log(0.5) / FASTER), g)
+    assert abs(half[0]).max() < 0.6 * abs(whole[0]).max()                  # -8 of half the steps
+    for _, dx, _ in (whole, half):
+        assert np.array_equal(dx, g)                                       # of what is clipped, too
+
+
+@given(st.data())
+def test_the_slope_of_a_share_is_that_of_the_step_it_makes(data):
+    """LSQ's slope of a step, times that of the step by what is learned, which is FASTER steps; here nothing is clipped."""
+    x = data.draw(hnp.arrays(np.float32, 6, elements=st.floats(-4, 4, width=32)))
+    log_share = data.draw(st.floats(2**-10, 2**-6, width=32))
+    step = shared_steps(np, x, np.array([log_share], np.float32), 7)[0]
+    _, _, by_step = learned(x, step, np.ones(6))
+    _, _, by_share = shared(x, [log_share], np.ones(6))
+    assert by_share[0] == pytest.approx(by_step[0] * step[0] * FASTER, rel=1e-5, abs=1e-5)
 
 
 def test_first_steps_are_those_of_the_paper():
@@ -139,6 +167,16 @@ def test_places_can_be_left_out():
     ops = PRESETS["bitnet-b1.58"].bind(0)
     assert not ops.plan(RULES["linear"], "head", 2).touched
     assert len(ops.plan(RULES["linear"], "block0.mlp.up", 2).touched) == 2
+
+
+def test_a_recipe_of_json_leaves_places_out():
+    """The head, which is the last layer, and the first block: what is left is the second block, as if it alone were named."""
+    some = from_json({"name": "some", "quantizers": {"linear.weight": "int4-groups", "head/linear.weight": "none",
+                                                     "block0/linear.weight": "none"}})
+    assert from_json(to_json(some)) == some
+    losses = [make(recipe).loss(*batch()).item()
+              for recipe in (some, Recipe("one", quantizers={"block1/linear.weight": QUANTIZERS["int4-groups"]}), "float32")]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_ternary_weights_are_three_values_of_the_mean_size():

@@ -23,7 +23,7 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.bench import measure, rowwise
-from minillm.conversion import gptq, integer_model
+from minillm.conversion import convert, gptq, integer_model
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import decoding, gpt
@@ -316,6 +316,13 @@ MUTANTS = [
            "fake_quant.a_learned_step_has_the_slope_of_its_paper"),
     Mutant("what is clipped has a gradient", RULES["lsq"].backward, "(rows * inside)", "rows",
            "fake_quant.a_learned_step_has_the_slope_of_its_paper"),
+    Mutant("a share learns slowly", RULES["share_of_range"].backward, "scale = FASTER", "scale = 1",
+           "fake_quant.the_slope_of_a_share_is_that_of_the_step_it_makes"),
+    Mutant("what a share clips has no gradient", RULES["share_of_range"].backward, "return g,",
+           "return g * (abs(v) <= 7).reshape(g.shape),",
+           "fake_quant.a_learned_share_begins_with_the_whole_range_and_gradients_go_straight_through"),
+    Mutant("ternary layers forget to normalize", convert.ternary_matrix, "normalized=isinstance(of_inputs, NormalizedFake)",
+           "normalized=False", "conversion.ternary_weights_are_those_of_training"),
     Mutant("GPTQ corrects nothing", gptq.gptq, "W[:, order[i:]] -=", "_ =",
            "conversion.gptq_corrects_as_solving_for_the_rest_would", (False,)),
     Mutant("GPTQ in the order of its columns", gptq.gptq, "if activation_order else np.arange", "if False else np.arange",

@@ -95,6 +95,19 @@ def test_a_model_in_integers_holds_nothing_else(runs, say, tmp_path):
     code, _, err = say("inspect", tmp_path / "q")
     assert code == 2
     assert "already quantized" in err
+def test_ternary_weights_are_taken_over_from_training(runs, say, tmp_path):
+    """The loss is the run's but for the order of float32 sums; a matrix takes two bits a weight and one scale."""
+    before = json.loads(say("evaluate", runs / "bitnet-b1.58", "--json", "--quiet")[1])["metrics"]["language_model"]["val_loss"]
+    result = quantized(say, runs / "bitnet-b1.58", tmp_path / "q", "--scheme", "ternary")
+    evaluated = json.loads(say("evaluate", tmp_path / "q", "--json", "--quiet")[1])["metrics"]["language_model"]["val_loss"]
+    assert result["val_loss_float32"] == pytest.approx(before, abs=1e-6)
+    assert result["val_loss"] == pytest.approx(before, abs=1e-4)
+    assert evaluated == pytest.approx(result["val_loss"], abs=1e-6)
+    layers = {layer["name"]: layer for layer in result["layers"]}
+    assert layers["block0.mlp.up.weight"]["bytes"] == 4 * 32 * 32 // 4 + 4
+    assert {name for name, layer in layers.items() if layer.get("left_in_float32")} == {"tokens.weight", "positions.weight"}
+    code, text, _ = say("sample", tmp_path / "q", "--prompt", "the ", "--tokens", 30, "--quiet")
+    assert (code, text[:4]) == (0, "the ")
 
 
 def test_people_get_a_table(runs, say, tmp_path):
@@ -147,7 +160,9 @@ def test_what_cannot_be_converted_is_refused_and_nothing_is_overwritten(runs, sa
                        (["sample", codes, "--weights", "int8"], "already quantized"),
                        (["quantize", runs / "float32", "--out", codes], "exists"),
                        (["quantize", runs / "float32", "--out", runs / "float32", "--force"], "give another --out"),
-                       (["quantize", runs / "bitnet-b1.58", "--out", tmp_path / "q"], "bitnet-b1.58 normalizes"),
+                       (["quantize", runs / "bitnet-b1.58", "--out", tmp_path / "q"], "convert it by --scheme ternary"),
+                       (["quantize", runs / "bitnet-b1.58", "--out", tmp_path / "q", "--scheme", "ternary", "--leave-one-out"],
+                        "taken over as they are"),
                        (["quantize", tmp_path / "none", "--out", tmp_path / "q"], "there is no run"),
                        (["train", "--from", runs / "float32", "--resume", codes], "give one of them")):
         code, out, err = say(*argv)

@@ -1,10 +1,12 @@
 """A trained model as codes: every matrix of it by one method, and what became of each."""
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from minillm.autograd.rule import RULES
 from minillm.autograd.tensor import Tensor
 from minillm.conversion.awq import awq
 from minillm.conversion.gptq import gptq
@@ -16,13 +18,13 @@ from minillm.errors import MiniLLMError, unknown
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.kernels import product
 from minillm.models.gpt import GPT
-from minillm.nn import QuantizedMatrix
-from minillm.quantization.affine import Scheme, grid, quantize_with
+from minillm.nn import Linear, QuantizedMatrix
+from minillm.quantization.affine import TERNARY, Scheme, as_scale, grid, quantize_with
 from minillm.quantization.error import sqnr_db
-from minillm.quantization.fake_quant import steps_of
+from minillm.quantization.fake_quant import NormalizedFake, Ternary, shared_steps, steps_of, ternary_scale
 from minillm.recipes import PRESETS
 
-BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "ternary": 2}
 GRANULARITIES = ("tensor", "channel", "group")
 LEAST_SIZE = 1024          # of a matrix that the method "dynamic" converts, as TensorFlow Lite's converter has it
 
@@ -64,9 +66,9 @@ class Conversion:
         self.make_scheme()
 
     def make_scheme(self) -> Scheme:
-        """int8 is symmetric, so that products of codes need no zero point; fewer bits use every code there is."""
-        bits = BITS[self.scheme]
-        return Scheme(grid(bits, narrow=bits == 8), bits == 8, self.granularity, group=self.group,
+        """int8 is symmetric, so that products of codes need no zero point, and so is ternary; others use every code there is."""
+        symmetric = self.scheme in ("int8", "ternary")
+        return Scheme(grid(BITS[self.scheme], narrow=symmetric), symmetric, self.granularity, group=self.group,
                       scale_format=FLOAT16 if self.granularity == "group" else FLOAT32)
 
 
@@ -86,10 +88,11 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
 
     def matrix_of(weight: Tensor) -> QuantizedMatrix | None:
         check_finite(weight.data)
-        seen = inputs.get(weight.name)
-        matrix = one_matrix(model, weight, how, seen)
+        seen, ternary = inputs.get(weight.name), trained_ternary(model)
+        matrix = ternary_matrix(model, weight) if ternary else one_matrix(model, weight, how, seen)
+        left = "as in training" if ternary else f"fewer than {LEAST_SIZE:,} values"
         layers.append(Layer(weight.name, quality(matrix, weight.data, seen), matrix.nbytes) if matrix else
-                      Layer(weight.name, math.inf, weight.data.nbytes, f"fewer than {LEAST_SIZE:,} values"))
+                      Layer(weight.name, math.inf, weight.data.nbytes, left))
         return matrix
 
     return replace_matrices(under(model, PRESETS["float32"]), matrix_of), layers
@@ -97,19 +100,47 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
 
 def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
     """What stands in for a matrix; None: it stays. Training's own steps are taken over, where it has learned such."""
-    scheme, steps = how.make_scheme(), model.ops.learned.get(f"{weight.name}.log_step")
-    if how.method == "rtn" and how.scheme == "int4" and steps is not None:
-        return learned_matrix(weight.data, steps_of(steps.data))
+    scheme, steps = how.make_scheme(), learned_steps(model, weight) if how.scheme == "int4" and how.method == "rtn" else None
+    if steps is not None:
+        return learned_matrix(weight.data, steps)
     if inputs is None and how.method != "dynamic":           # positions: nothing is multiplied by them
         return round_to_nearest(weight.data, weight.data, scheme)
     return METHODS[how.method](weight.data, inputs, scheme)
 
 
+def trained_ternary(model: GPT) -> bool:
+    """Whether the recipe has ternary weights somewhere: their float32 masters alone are no model."""
+    return any(isinstance(quantizer, Ternary) for quantizer in model.ops.recipe.quantizers.values())
+
+
+def ternary_matrix(model: GPT, weight: Tensor) -> QuantizedMatrix | None:
+    """The codes that training had of the weight of a linear layer; None where the recipe leaves it alone.
+
+    They are stored in two bits. Five of them would go into a byte, 3^5 = 243, for a fifth less.
+    """
+    place = weight.name.removesuffix(".weight")
+    layer = functools.reduce(getattr, place.split("."), model)
+    of_inputs, of_weight = model.ops.plan(RULES["linear"], place, 2).quantizers[:2]
+    if not (isinstance(layer, Linear) and isinstance(of_weight, Ternary)):
+        return None
+    scale = np.asarray(ternary_scale(np, weight.data))                         # () f32
+    codes = quantize_with(weight.data, scale, None, Scheme(TERNARY))
+    return QuantizedMatrix(codes, int8=of_inputs is not None, normalized=isinstance(of_inputs, NormalizedFake))
+
+
+def learned_steps(model: GPT, weight: Tensor) -> np.ndarray | None:
+    """The steps (S,) that training had of a weight, where it has learned such."""
+    learned, highest = model.ops.learned, grid(4, narrow=False).highest
+    if f"{weight.name}.log_share" in learned:
+        return shared_steps(np, weight.data, learned[f"{weight.name}.log_share"].data, highest).ravel()
+    return steps_of(learned[f"{weight.name}.log_step"].data) if f"{weight.name}.log_step" in learned else None
+
+
 def learned_matrix(weight: np.ndarray, steps: np.ndarray) -> QuantizedMatrix:
-    """The codes that training with learned int4 steps (S,) had."""
+    """The codes that training with learned int4 steps (S,) had, the steps rounded to float16: by 2^-11 of themselves at most."""
     per_row = len(steps) // len(weight)
-    scheme = Scheme(grid(4, narrow=False), granularity="group", group=weight.shape[1] // per_row)
-    return QuantizedMatrix(quantize_with(weight, steps, None, scheme))
+    scheme = Scheme(grid(4, narrow=False), granularity="group", group=weight.shape[1] // per_row, scale_format=FLOAT16)
+    return QuantizedMatrix(quantize_with(weight, as_scale(steps, 8, FLOAT16), None, scheme))
 
 
 def quality(matrix: QuantizedMatrix, weight: np.ndarray, inputs: np.ndarray | None) -> float:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from minillm._version import __version__
 from minillm.conversion.calibration import calibrate
-from minillm.conversion.convert import FULL_INTEGER, Conversion, Layer, convert
+from minillm.conversion.convert import FULL_INTEGER, Conversion, Layer, convert, trained_ternary
 from minillm.conversion.int8_model import under
 from minillm.conversion.integer_model import observe, to_integers
 from minillm.data.batches import Batch, random_batch
@@ -43,13 +43,12 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
         raise MiniLLMError(f"the codes would replace the run {source.path}: give another --out")
     target.check_free(force)
     model, _, options = load_unquantized(path, "converted again")
-    refuse_normalized(model)
+    ternary = trained_ternary(model)
+    if ternary:
+        check_ternary(model, how, leave_one_out)
     data = source.read_data(options)
-    exact = under(model, PRESETS["float32"])
-    batches = calibration_batches(data.train, options, calibrate_with)
-    inputs = calibrate(exact, batches)
-    converted, layers = to_integers(exact, how, inputs, observe(exact, batches)) if how.method == FULL_INTEGER \
-        else convert(model, how, inputs)
+    exact = model if ternary else under(model, PRESETS["float32"])
+    converted, layers = in_codes(model, exact, how, calibration_batches(data.train, options, calibrate_with))
     before, after = (validation_loss(m, data.validation)[0] for m in (exact, converted))
     if not math.isfinite(after):
         raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
@@ -62,11 +61,21 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
             "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
 
 
-def refuse_normalized(model: GPT) -> None:
-    """MiniLLMError for a recipe that normalizes what goes into its linears: a layer of codes does not."""
-    if any(getattr(quantizer, "normalizes", False) for quantizer in model.ops.recipe.quantizers.values()):
-        raise MiniLLMError(f"recipe {model.ops.recipe.name} normalizes the inputs of its linears, which layers of codes do not: "
-                           "convert a run of another recipe")
+def in_codes(model: GPT, exact: GPT, how: Conversion, batches: list[Batch]) -> tuple[GPT, list[Layer]]:
+    """A model as codes, and what became of its matrices. `exact`: the same in float32, or as it was trained for ternary weights."""
+    if trained_ternary(model):
+        return convert(model, how, {})
+    inputs = calibrate(exact, batches)
+    if how.method == FULL_INTEGER:
+        return to_integers(exact, how, inputs, observe(exact, batches))
+    return convert(model, how, inputs)
+
+
+def check_ternary(model: GPT, how: Conversion, leave_one_out: bool) -> None:
+    """A model trained with ternary weights has its codes already, and nothing better to put in their place."""
+    if (how.scheme, how.method) != ("ternary", "rtn") or leave_one_out:
+        raise MiniLLMError(f"recipe {model.ops.recipe.name} was trained with ternary weights, which are taken over as they are: "
+                           "convert it by --scheme ternary, and nothing else")
 
 
 def calibration_batches(ids: np.ndarray, options: TrainOptions, windows: int) -> list[Batch]:

@@ -10,6 +10,7 @@ from minillm.kernels import product
 from minillm.nn.module import Module
 from minillm.precision.recipe import Ops
 from minillm.quantization.affine import Quantized
+from minillm.quantization.fake_quant import unit_rows
 from minillm.quantization.products import codes_of_rows, int8_product
 
 
@@ -20,6 +21,7 @@ class QuantizedMatrix:
     weight: codes of W times `divide`, where there is one; divide: (K,) float32, what each input channel is divided by;
     outliers: (k,) int32, input channels that stay out of it; columns: (N,k) float16, their weights.
     int8: whether inputs become int8 codes by token and the product is one of codes; else the values of the codes are multiplied.
+    normalized: whether the layer brings its inputs to a root mean square of 1 first, as bitnet-b1.58 has been trained to.
     """
 
     weight: Quantized
@@ -27,6 +29,7 @@ class QuantizedMatrix:
     outliers: np.ndarray | None = None
     columns: np.ndarray | None = None
     int8: bool = False
+    normalized: bool = False
 
     def values(self) -> np.ndarray:
         """The float32 matrix (N,K) that stands in for W."""
@@ -42,7 +45,7 @@ class QuantizedMatrix:
         return self.weight.nbytes + sum(a.nbytes for a in (self.divide, self.outliers, self.columns) if a is not None)
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """The product that a layer makes: (M,K) -> (M,N) float32."""
+        """The product that a layer makes, of inputs normalized already where they have to be: (M,K) -> (M,N) float32."""
         if not self.int8:
             return product(x, self.values().T)
         if self.divide is not None:
@@ -74,19 +77,22 @@ class QuantizedLinear(Module):
         self.ops, self.scheme, self.int8, self.bias = ops, matrix.weight.scheme, matrix.int8, bias
         self.codes, self.scale, self.zero_point = matrix.weight.codes, matrix.weight.scale, matrix.weight.zero_point
         self.divide, self.outliers, self.columns = matrix.divide, matrix.outliers, matrix.columns
+        self.normalized = matrix.normalized
 
     @property
     def plain_int8(self) -> bool:
         """Whether it is no more than int8 codes, a scale for each row, and int8 products."""
-        return self.int8 and self.scheme.granularity == "channel" and self.divide is None and self.outliers is None
+        return self.int8 and self.scheme.granularity == "channel" and self.divide is None and self.outliers is None \
+            and not self.normalized
 
     @property
     def matrix(self) -> QuantizedMatrix:
         return QuantizedMatrix(Quantized(self.codes, self.scale, self.zero_point, self.scheme), self.divide, self.outliers,
-                               self.columns, self.int8)
+                               self.columns, self.int8, self.normalized)
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_gradients(x)
+        x = unit_rows(self.ops, x) if self.normalized else x
         if not self.int8:
             return self.ops.linear(x, Tensor(self.matrix.values(), FLOAT32), self.bias)
         y = self.matrix.apply(x.data.reshape(-1, x.shape[-1]))

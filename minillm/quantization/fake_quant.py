@@ -8,7 +8,6 @@ A quantizer stands in a recipe in front of an op's input: (ops, x, name) -> x.
 """
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from minillm.formats import FLOAT32
 from minillm.quantization.affine import Grid, Scheme
 
 LEAST = FLOAT32.tiny       # of a scale that is divided by: a normal number
+FASTER = 30                # a learned share moves by 30 times the learning rate: 3 % of itself in a step of 0.001
 
 
 @rule
@@ -54,15 +54,44 @@ def _(xp, g, x, step, *, lowest, highest):                                    # 
     return (rows * inside).reshape(g.shape), ((rows * slope).sum(-1, dtype=g.dtype) * scale).reshape(step.shape)
 
 
+@rule(wide=("log_share",))
+def share_of_range(xp, x, log_share, *, lowest, highest):                     # a step as LSQ learns it, but of the row's own range
+    steps = shared_steps(xp, x, log_share, highest)
+    v = x.reshape(steps.size, x.size // max(steps.size, 1)) / steps
+    return (xp.clip(xp.rint(v), lowest, highest) * steps).reshape(x.shape)
+
+
+@share_of_range.vjp
+def _(xp, g, x, log_share, *, lowest, highest):       # as of lsq, but what is clipped keeps its gradient: it may be the row's range
+    steps = shared_steps(xp, x, log_share, highest)
+    rows, v = (a.reshape(steps.size, a.size // max(steps.size, 1)) for a in (g, x))
+    v = v / steps
+    slope = xp.where((v >= lowest) & (v <= highest), xp.rint(v) - v, xp.clip(v, lowest, highest))
+    scale = FASTER / math.sqrt(max(rows.shape[1], 1) * highest)
+    return g, ((rows * slope).sum(-1, dtype=g.dtype, keepdims=True) * steps * scale).reshape(log_share.shape)
+
+
+def shared_steps(xp, x, log_share, highest):
+    """The steps (S,1) of the rows of x: max|row| / highest, times the share whose logarithm is FASTER log_share."""
+    rows = x.reshape(log_share.size, x.size // max(log_share.size, 1))
+    span = abs(rows).max(-1, keepdims=True, initial=0) / highest
+    return xp.where(span > 0, xp.maximum(span, LEAST), 1) * xp.exp(FASTER * log_share).reshape(-1, 1)
+
+
 @rule
 def ternarize(xp, x):              # -1, 0 or 1 times the mean of |x|. Ma et al. 2024, arXiv 2402.17764, equations 1 to 3
-    scale = xp.maximum(abs(x).sum(dtype=x.dtype) / max(x.size, 1), 1e-5)
+    scale = ternary_scale(xp, x)
     return xp.clip(xp.rint(x / scale), -1, 1) * scale
 
 
 @ternarize.vjp
 def _(xp, g):
     return (g,)
+
+
+def ternary_scale(xp, x):
+    """The mean of |x|, at least 1e-5."""
+    return xp.maximum(abs(x).sum(dtype=x.dtype) / max(x.size, 1), 1e-5)
 
 
 def count_of(x: Tensor, scheme: Scheme, name: str) -> int:
@@ -96,8 +125,8 @@ class Lsq:
     """Codes with steps that are learned, one for each run of the scheme, made from the first values that come along.
 
     What is learned is the logarithm of a step, in a leaf (S,) float32 named after what it is of: Adam changes every parameter by
-    about its learning rate, 0.001, which is a tenth of a step of int4 weights, and 0.1 % of it so. Ten times as fast ended no
-    better (+0.017 nats after 400 steps, both). Jain et al. 2019, arXiv 1903.08066, section 3.3.
+    about its learning rate, 0.001, which is a tenth of a step of int4 weights, and 0.1 % of it so. Jain et al. 2019,
+    arXiv 1903.08066, section 3.3.
     """
 
     scheme: Scheme
@@ -111,6 +140,27 @@ class Lsq:
         def make():
             step = apply(RULES["exp"], ops.learned[at], context=ops.context)   # (S,) f32
             return apply(RULES["lsq"], x, step, context=ops.context, lowest=grid.lowest, highest=grid.highest)
+        return ops.context.once(x, self, make)
+
+
+@dataclass(frozen=True)
+class LearnedRange:
+    """Codes whose grid spans a learned share of the range that the values have now, a share for each run of the scheme.
+
+    Learned is the logarithm of a share, in a leaf (S,) float32; it begins at 0, where nothing is clipped. A share has LSQ's slope
+    of a step. LSQ's own steps lag behind weights that grow, and what they clip has no gradient: NUMBERS
+    Shao et al. 2023, arXiv 2308.13137, section 3.2, learn such shares of a model that is trained already.
+    """
+
+    scheme: Scheme
+
+    def __call__(self, ops, x: Tensor, name: str) -> Tensor:
+        grid, at = self.scheme.grid, f"{x.name or name}.log_share"
+        if at not in ops.learned:
+            ops.learned[at] = Tensor(np.zeros(count_of(x, self.scheme, name), np.float32), FLOAT32, name=at)
+
+        def make():
+            return apply(RULES["share_of_range"], x, ops.learned[at], context=ops.context, lowest=grid.lowest, highest=grid.highest)
         return ops.context.once(x, self, make)
 
 
@@ -136,14 +186,17 @@ class Ternary:
 
 @dataclass(frozen=True)
 class NormalizedFake:
-    """Each row to a root mean square of 1, without a gain, and then codes: what stands in front of a ternary weight."""
+    """Each row to a root mean square of 1, and then codes: what stands beside a ternary weight."""
 
     scheme: Scheme
-    normalizes: ClassVar[bool] = True
 
     def __call__(self, ops, x: Tensor, name: str) -> Tensor:
-        gain = Tensor(np.ones(x.shape[-1], np.float32), FLOAT32)
-        return Fake(self.scheme)(ops, apply(RULES["rms_norm"], x, gain, context=ops.context), name)
+        return Fake(self.scheme)(ops, unit_rows(ops, x), name)
+
+
+def unit_rows(ops, x: Tensor) -> Tensor:
+    """Each row to a root mean square of 1, without a gain."""
+    return apply(RULES["rms_norm"], x, Tensor(np.ones(x.shape[-1], np.float32), FLOAT32), context=ops.context)
 
 
 def by_token(grid: Grid) -> Scheme:

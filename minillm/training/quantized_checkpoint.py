@@ -18,7 +18,8 @@ def quantized_file(model: GPT, how: dict) -> bytes:
     """The file's content. `how`: the conversion by its names."""
     arrays, layers = model.state_dict(), {}
     for name, layer in quantized_layers(model).items():
-        layers[name] = {"shape": layer.codes.shape, "int8": layer.int8, "scheme": scheme_to_json(layer.scheme)}
+        layers[name] = {"shape": layer.codes.shape, "int8": layer.int8, "normalized": layer.normalized,
+                        "scheme": scheme_to_json(layer.scheme)}
         if layer.scheme.grid.bits < 8:
             arrays[f"{name}.codes"] = pack(layer.codes, layer.scheme.grid)
     facts = {"version": VERSION, "shape": asdict(model.shape), "quantized": how, "layers": layers}
@@ -58,7 +59,8 @@ def load_quantized(model: GPT, arrays: dict[str, np.ndarray], facts: dict) -> GP
         codes = unpack(own["codes"], scheme.grid, shape) if scheme.grid.bits < 8 else own["codes"]
         arrays[f"{name}.codes"] = codes
         weight = Quantized(codes, own["scale"], own.get("zero_point"), scheme)
-        return QuantizedMatrix(weight, own.get("divide"), own.get("outliers"), own.get("columns"), layer["int8"])
+        return QuantizedMatrix(weight, own.get("divide"), own.get("outliers"), own.get("columns"), layer["int8"],
+                               layer["normalized"])
 
     replace_matrices(model, matrix_of)
     model.load_state_dict(arrays)
