@@ -15,8 +15,7 @@ from minillm.conversion.smoothquant import smoothquant
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.kernels import product
-from minillm.models.gpt import GPT
-from minillm.nn import QuantizedMatrix
+from minillm.nn import Module, QuantizedMatrix
 from minillm.quantization.affine import Scheme, grid, quantize_with
 from minillm.quantization.error import sqnr_db
 from minillm.quantization.fake_quant import steps_of
@@ -79,7 +78,7 @@ class Layer:
     left: str = ""         # why it stays in float32
 
 
-def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple[GPT, list[Layer]]:
+def convert(model: Module, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple[Module, list[Layer]]:
     """A copy of a model with codes in place of its matrices, and what became of each. `inputs`: those of `calibrate`."""
     layers = []
 
@@ -94,7 +93,7 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
     return replace_matrices(under(model, PRESETS["float32"]), matrix_of), layers
 
 
-def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
+def one_matrix(model: Module, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
     """What stands in for a matrix; None: it stays. Training's own steps are taken over, where it has learned such."""
     scheme, steps = how.make_scheme(), model.ops.learned.get(f"{weight.name}.log_step")
     if how.method == "rtn" and how.scheme == "int4" and steps is not None:
