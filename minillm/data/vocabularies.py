@@ -84,7 +84,7 @@ def words_of(text: str) -> list[str]:
 
 def is_sign(c: str) -> bool:
     """Punctuation, and in ASCII all that is neither letter, digit nor space."""
-    return unicodedata.category(c)[0] == "P" or "!" <= c <= "~" and not c.isalnum()
+    return unicodedata.category(c)[0] == "P" or ("!" <= c <= "~" and not c.isalnum())
 
 
 def is_chinese(c: str) -> bool:

@@ -66,7 +66,7 @@ class Encoder(Module):
         make, E = Maker(seed, recipe.parameters), shape.embedding
         self.tokens, self.positions = Embedding(self.ops, make, shape.vocabulary, E), Embedding(self.ops, make, shape.context, E)
         self.types, self.norm = Embedding(self.ops, make, shape.types, E), LayerNorm(self.ops, make, E, eps=shape.eps)
-        self.widen = Linear(self.ops, make, E, shape.channels) if E != shape.channels else None
+        self.widen = Linear(self.ops, make, E, shape.channels) if shape.channels != E else None
         for i in range(1 if shape.shared else shape.layers):
             setattr(self, f"block{i}", EncoderBlock(self.ops, make, shape))
         self.parameters()                                                     # every leaf has its name
@@ -82,7 +82,7 @@ class Encoder(Module):
     def hidden(self, ids: np.ndarray) -> Tensor:
         """What the last block makes of ids (B,T), all of the first kind of text: (B,T,C)."""
         T = ids.shape[1]
-        if T > self.shape.context:
+        if self.shape.context < T:
             raise MiniLLMError(f"{T} tokens do not fit into a context of {self.shape.context}: cut the ids")
         mask = (ids != self.shape.padding)[:, None, None, :]                   # (B,1,1,T)
         x = self.ops.add(self.tokens(ids), self.positions(np.arange(T, dtype=np.int32)))         # (B,T,E)

@@ -21,7 +21,8 @@ BERT, ALBERT = r"encoder\.layer\.(\d+)\.", r"encoder\.albert_layer_groups\.0\.al
 PLACES = {
     r"embeddings\.word_embeddings": "tokens", r"embeddings\.position_embeddings": "positions",
     r"embeddings\.token_type_embeddings": "types", r"embeddings\.LayerNorm": "norm",
-    BERT + r"attention\.self\.(query|key|value)": r"block\1.attention.\2", BERT + r"attention\.output\.dense": r"block\1.attention.out",
+    BERT + r"attention\.self\.(query|key|value)": r"block\1.attention.\2",
+    BERT + r"attention\.output\.dense": r"block\1.attention.out",
     BERT + r"attention\.output\.LayerNorm": r"block\1.norm1", BERT + r"intermediate\.dense": r"block\1.up",
     BERT + r"output\.dense": r"block\1.down", BERT + r"output\.LayerNorm": r"block\1.norm2",
     r"encoder\.embedding_hidden_mapping_in": "widen",
@@ -31,7 +32,7 @@ PLACES = {
     r"predictions\.(?:transform\.)?dense": "dense", r"predictions\.(?:transform\.)?LayerNorm": "dense_norm",
 }
 HEAD = {"predictions.bias": "bias", "predictions.decoder.bias": "bias", "predictions.decoder.weight": "tokens.weight"}
-UNUSED = re.compile(r".*position_ids|.*pooler\..*|.*seq_relationship\..*|sop_classifier\..*")       # counted anew; other tasks' heads
+UNUSED = re.compile(r".*position_ids|.*pooler\..*|.*seq_relationship\..*|sop_classifier\..*")      # other tasks' heads
 
 
 def package_folder(package: str, inside: str) -> Path | None:

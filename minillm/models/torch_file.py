@@ -147,7 +147,7 @@ def view_of(storage, start, shape, steps, *hooks) -> View:
         raise ValueError("a tensor has no storage")
     whole(start, *shape, *steps)
     last = start + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if math.prod(shape) and last >= storage.count or math.prod(shape) > storage.count:
+    if (math.prod(shape) and last >= storage.count) or math.prod(shape) > storage.count:
         raise ValueError(f"a tensor of shape {shape} does not lie in its {storage.count} numbers")
     return View(storage, start, tuple(shape), tuple(steps))
 

@@ -157,8 +157,8 @@ def _(xp, g, x):
     return (g * ((1 + t) / 2 + x / 2 * (1 - t * t) * GELU_C * (1 + 3 * GELU_A * x * x)),)
 
 
-# log(erfc(z) / t) + z^2 for z >= 0 as a polynomial in 2 t - 1, t = 2.5 / (2.5 + z): its first 16 Chebyshev terms, highest power first.
-# Off by less than 6e-11 of erfc(z) everywhere. The sizes add up to 1.8: in float32 the sum is off by no more than a few ulps.
+# log(erfc(z) / t) + z^2 for z >= 0 as a polynomial in 2 t - 1, t = 2.5 / (2.5 + z): 16 Chebyshev terms, highest power first.
+# Off by less than 6e-11 of erfc(z) everywhere. Their sizes add up to 1.8: in float32 the sum is off by a few ulps at most.
 ERFC = (3.141059995668e-06, 6.640695461653e-06, -2.487385542354e-05, -5.143323589924e-05, 0.0001113908574288, 0.0002432109619286,
         -0.000392235751935, -0.00104299064179, 0.001156677736314, 0.004719764041454, -0.001946198556092, -0.02378783717048,
         -0.01798381920419, 0.1392529001112, 0.7634037551235, -0.8636680921147)
