@@ -174,8 +174,8 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
 
 # --- tokenizers
 
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##afford", "##able", "##aff", "the", "a", ".", ",", "'", "中", "cafe",
-          "##s", "!"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##afford", "##able", "##aff", "the", "a", ".", ",", "'", "中",
+          "cafe", "##s", "!"]
 
 
 @pytest.fixture
