@@ -1,4 +1,5 @@
 """Published files of encoders: weights by their names there, old PyTorch's pickles read without running them, tokenizers."""
+import io
 import pickle
 import struct
 
@@ -9,7 +10,7 @@ from tiny_encoder import IDS, SHAPES, folder, group, make, tensor, tensors_of, t
 from minillm.data.vocabularies import Reactions, WordPieces
 from minillm.errors import MiniLLMError
 from minillm.models.pretrained import load_encoder, package_folder
-from minillm.models.torch_file import read_torch
+from minillm.models.torch_file import read_torch, read_value
 
 FEW = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4), "c": np.float16([1.5, 2])}
 
@@ -144,6 +145,11 @@ def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(number, t
             read(tmp_path, content)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_pickle_that_asks_for_something_else_is_refused():
+    with pytest.raises(ValueError, match="it asks for 'posix system'"):
+        read_value(io.BytesIO(b"\x80\x02cposix\nsystem\n."))
 
 
 ONE, TWO = b"X\x01\x00\x00\x00a", np.arange(2, dtype=np.float32)

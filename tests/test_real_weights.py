@@ -57,7 +57,7 @@ def loss_and_accuracy(model, ids, targets):
 
 def test_the_chemist_knows_all_but_one_token(chemist):
     model, batch, _ = chemist
-    assert sum(p.size for p in model.parameters()) == 735_567                  # 0.88 million with the pooler, and the tied head twice
+    assert sum(p.size for p in model.parameters()) == 735_567                  # 877,598 with the pooler and the tied head
     loss, accuracy = loss_and_accuracy(model, *batch)
     assert loss == pytest.approx(0.0428, abs=2e-4)                             # as measured outside minillm
     assert accuracy == 53 / 54
@@ -76,7 +76,7 @@ def test_the_chemist_in_int8_by_every_method(fewer, method):
     model, some, inputs, exact = fewer
     ours, layers = convert(model, Conversion("int8", method), inputs)
     assert len(quantized_layers(ours)) == len([layer for layer in layers if not layer.left]) >= 10
-    assert abs(loss_and_accuracy(ours, *some)[0] - exact) < 0.06               # three times the 0.009 seen over all tokens, and as much again
+    assert abs(loss_and_accuracy(ours, *some)[0] - exact) < 0.06               # up to 0.009 over all tokens, 0.027 over a third
 
 
 @pytest.mark.parametrize(("scheme", "granularity", "low", "high"), [
