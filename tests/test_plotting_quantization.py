@@ -14,7 +14,8 @@ CASES = {
     quantization.over_bits: (CURVES,),
     quantization.over: (CURVES,),
 }
-LABELS = {quantization.over_bits: {"ylabel": "loss (nats)"}, quantization.over: {"xlabel": "alpha (a share)", "ylabel": "error (dB)"}}
+LABELS = {quantization.over_bits: {"ylabel": "loss (nats)"},
+          quantization.over: {"xlabel": "alpha (a share)", "ylabel": "error (dB)"}}
 
 
 def drawn(draw, path, **more):

@@ -78,7 +78,8 @@ def decomposed(x, w):
     return decompose(w, x, PER_ROW).apply(x)
 
 
-WAYS = {"per tensor": per_tensor, "vector-wise": vector_wise, "SmoothQuant, alpha 0.5": smoothed, "decomposed (LLM.int8)": decomposed}
+WAYS = {"per tensor": per_tensor, "vector-wise": vector_wise, "SmoothQuant, alpha 0.5": smoothed,
+        "decomposed (LLM.int8)": decomposed}
 x, w = planted(60)
 db = {name: sqnr_db(x @ w.T, way(x, w)) for name, way in WAYS.items()}
 print(table(["int8 product", "signal over noise"], [[name, f"{found:.1f} dB"] for name, found in db.items()]))
