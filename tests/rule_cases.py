@@ -116,7 +116,7 @@ def binary(make):
 
 CASES = {name: list(cases) for name, cases in {
     "cast": of(SHAPES), "neg": of(SHAPES), "exp": of(SHAPES), "tanh": of(SHAPES), "sigmoid": of(SHAPES), "relu": of(SHAPES),
-    "gelu": of(SHAPES), "log": of(SHAPES, positive), "sqrt": of(SHAPES, positive),
+    "gelu": of(SHAPES), "gelu_erf": of(SHAPES), "log": of(SHAPES, positive), "sqrt": of(SHAPES, positive),
     "add": pairs(), "sub": pairs(), "mul": pairs(), "div": pairs(second=away),
     "pow": pairs(positive) + [((away(4), number), {}) for number in (2.0, 3.0, -1.0, 0.0, 1.0, 2)],
     "where": wheres(), "dropout": of(SHAPES, rate=0.0) + of(SHAPES, rate=0.3),

@@ -26,7 +26,7 @@ from minillm.bench import measure, rowwise
 from minillm.conversion import convert, gptq, integer_model
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.models import decoding, gpt
+from minillm.models import bert, decoding, gpt, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -323,6 +323,14 @@ MUTANTS = [
            "fake_quant.a_learned_share_begins_with_the_whole_range_and_gradients_go_straight_through"),
     Mutant("ternary layers forget to normalize", convert.ternary_matrix, "normalized=isinstance(of_inputs, NormalizedFake)",
            "normalized=False", "conversion.ternary_weights_are_those_of_training"),
+    Mutant("GELU without its tail", RULES["gelu_erf"].forward, "size * upper_tail(xp, size)", "0 * size",
+           "bert.gelu_erf_is_x_times_the_share_below_x", (np.float32, 8 * 2.0**-24)),
+    Mutant("padding is seen", bert.Encoder.hidden, "ids != self.shape.padding", "ids != -1",
+           "bert.a_token_sees_every_other_and_no_padding", ("albert",)),
+    Mutant("every layer has a block of its own", bert.Encoder.blocks.fget, "for i in range(self.shape.layers)",
+           "for i in range(1 if self.shape.shared else self.shape.layers)", "bert.albert_passes_one_block_many_times"),
+    Mutant("a pickle may ask for anything", torch_file.known, "name not in (DICTIONARY, TENSOR, *NUMBERS)", "False",
+           "pretrained.a_pickle_that_asks_for_something_else_is_refused"),
     Mutant("GPTQ corrects nothing", gptq.gptq, "W[:, order[i:]] -=", "_ =",
            "conversion.gptq_corrects_as_solving_for_the_rest_would", (False,)),
     Mutant("GPTQ in the order of its columns", gptq.gptq, "if activation_order else np.arange", "if False else np.arange",

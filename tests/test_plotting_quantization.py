@@ -12,8 +12,10 @@ CASES = {
     quantization.staircases: (x, {"int4": np.rint(x), "ternary": np.sign(x)}),
     quantization.ranges: (x, {"min-max": 3.0, "entropy": 2.0}),
     quantization.over_bits: (CURVES,),
+    quantization.over: (CURVES,),
 }
-LABELS = {quantization.over_bits: {"ylabel": "loss (nats)"}}
+LABELS = {quantization.over_bits: {"ylabel": "loss (nats)"},
+          quantization.over: {"xlabel": "alpha (a share)", "ylabel": "error (dB)"}}
 
 
 def drawn(draw, path, **more):

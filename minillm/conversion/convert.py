@@ -17,8 +17,7 @@ from minillm.conversion.smoothquant import smoothquant
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import FLOAT16, FLOAT32
 from minillm.kernels import product
-from minillm.models.gpt import GPT
-from minillm.nn import Linear, QuantizedMatrix
+from minillm.nn import Linear, Module, QuantizedMatrix
 from minillm.quantization.affine import TERNARY, Scheme, as_scale, grid, quantize_with
 from minillm.quantization.error import sqnr_db
 from minillm.quantization.fake_quant import NormalizedFake, Ternary, shared_steps, steps_of, ternary_scale
@@ -82,7 +81,7 @@ class Layer:
     left: str = ""         # why it stays in float32
 
 
-def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple[GPT, list[Layer]]:
+def convert(model: Module, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple[Module, list[Layer]]:
     """A copy of a model with codes in place of its matrices, and what became of each. `inputs`: those of `calibrate`."""
     layers = []
 
@@ -98,7 +97,7 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
     return replace_matrices(under(model, PRESETS["float32"]), matrix_of), layers
 
 
-def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
+def one_matrix(model: Module, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
     """What stands in for a matrix; None: it stays. Training's own steps are taken over, where it has learned such."""
     scheme, steps = how.make_scheme(), learned_steps(model, weight) if how.scheme == "int4" and how.method == "rtn" else None
     if steps is not None:
@@ -108,12 +107,12 @@ def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray |
     return METHODS[how.method](weight.data, inputs, scheme)
 
 
-def trained_ternary(model: GPT) -> bool:
+def trained_ternary(model: Module) -> bool:
     """Whether the recipe has ternary weights somewhere: their float32 masters alone are no model."""
     return any(isinstance(quantizer, Ternary) for quantizer in model.ops.recipe.quantizers.values())
 
 
-def ternary_matrix(model: GPT, weight: Tensor) -> QuantizedMatrix | None:
+def ternary_matrix(model: Module, weight: Tensor) -> QuantizedMatrix | None:
     """The codes that training had of the weight of a linear layer; None where the recipe leaves it alone.
 
     They are stored in two bits. Five of them would go into a byte, 3^5 = 243, for a fifth less.
@@ -128,7 +127,7 @@ def ternary_matrix(model: GPT, weight: Tensor) -> QuantizedMatrix | None:
     return QuantizedMatrix(codes, int8=of_inputs is not None, normalized=isinstance(of_inputs, NormalizedFake))
 
 
-def learned_steps(model: GPT, weight: Tensor) -> np.ndarray | None:
+def learned_steps(model: Module, weight: Tensor) -> np.ndarray | None:
     """The steps (S,) that training had of a weight, where it has learned such."""
     learned, highest = model.ops.learned, grid(4, narrow=False).highest
     if f"{weight.name}.log_share" in learned:

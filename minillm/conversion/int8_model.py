@@ -1,4 +1,4 @@
-"""A trained GPT as it generates: with its weights in float32, in float16, or as int8 codes for int8 products."""
+"""A trained model as it generates: with its weights in float32, in float16, or as int8 codes for int8 products."""
 from collections.abc import Callable
 
 import numpy as np
@@ -7,7 +7,6 @@ from minillm.autograd.tensor import Tensor
 from minillm.conversion.rounding import round_to_nearest
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import Format
-from minillm.models.gpt import GPT
 from minillm.nn import Embedding, Linear, Module, QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
 from minillm.precision.recipe import Recipe
 from minillm.quantization.affine import PER_ROW
@@ -17,7 +16,7 @@ from minillm.rounding import round_to, widen
 WEIGHTS = {"float32": PRESETS["float32"], "float16": PRESETS["float16-no-master"], "int8": PRESETS["float32"]}
 
 
-def in_weights(model: GPT, name: str) -> GPT:
+def in_weights(model: Module, name: str) -> Module:
     """A copy of the model with its weights in float32, float16 or int8, to generate from.
 
     With float16 weights activations are float16, too; with int8 weights they are float32, and become int8 codes on their way into
@@ -29,9 +28,9 @@ def in_weights(model: GPT, name: str) -> GPT:
     return to_int8(copy) if name == "int8" else copy
 
 
-def under(model: GPT, recipe: Recipe) -> GPT:
-    """A copy of a model under another recipe, each parameter rounded once into that recipe's format."""
-    copy = GPT(model.shape, recipe)
+def under(model: Module, recipe: Recipe) -> Module:
+    """A copy of a model, made by its own class, under another recipe, each parameter rounded once into that recipe's format."""
+    copy = type(model)(model.shape, recipe)
     copy.load_state_dict(state_in(model, recipe.parameters))
     return copy
 

@@ -51,3 +51,19 @@ def over_bits(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path:
         handles = [style.key(style.shown(name, longest=60), **looks[name].line, marker=looks[name].marker) for name in curves]
         style.legend(figure, handles)
         return style.save(figure, path)
+
+
+def over(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: PathLike, title: str, xlabel: str, ylabel: str,
+         log_x: bool = False, log_y: bool = False) -> Any:
+    """Draw one line a name, of points (x, y)."""
+    with style.applied():
+        figure, axes = style.figure(height=4.2)
+        looks = style.looks(curves)
+        for name, (x, y) in curves.items():
+            axes.plot(x, y, **looks[name].line, marker=looks[name].marker, markersize=5)
+        axes.set(title=style.shown(title), xlabel=xlabel, ylabel=ylabel)
+        axes.set_xscale("log" if log_x else "linear")
+        axes.set_yscale("log" if log_y else "linear")
+        handles = [style.key(style.shown(name, longest=60), **looks[name].line, marker=looks[name].marker) for name in curves]
+        style.legend(figure, handles)
+        return style.save(figure, path)
