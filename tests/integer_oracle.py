@@ -46,7 +46,7 @@ class Oracle:
         squares = sum((v - mean) ** 2 for v in row) + self.arrays[f"{place}.eps"]
         root = max(math.isqrt(squares * 256), 1)                               # 16 times the root
         unit = [nearest((v - mean) * 2**30 * 16, root) for v in row]
-        return [clip(self.scaled(v, f"{place}.gain", 2**30, c) + shift[c], 127) for c, v in enumerate(unit)]
+        return [clip(self.scaled(v, f"{place}.gain", 2**30 - 1, c) + shift[c], 127) for c, v in enumerate(unit)]
 
     def attention(self, x, place):
         q, k, v = (self.linear(x, f"{place}.{name}") for name in ("query", "key", "value"))

@@ -45,7 +45,8 @@ class IntegerGPT(GPT):
         """The same logits as float32, for a loss and for sampling."""
         return Tensor(self.integer_logits(ids, caches, start).astype(np.float32) * self.logit_scale, FLOAT32)
 
-    def decoder(self):
+    def decoder(self) -> "IntegerGPT":
+        """What `generate` asks for logits: itself, since there is no faster way for one token."""
         return self
 
     def logits(self, window: list[int], caches: list[IntegerCache], start: int) -> np.ndarray:

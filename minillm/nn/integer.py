@@ -56,8 +56,8 @@ class IntegerLayerNorm(Module):
     """Rows (..., C) int32 to mean 0 and variance 1, times gain plus shift: int8. A gain is a channel's multiplier."""
 
     def __init__(self, rounding: str, C: int):
-        self.eps, self.gain = np.zeros((), np.int64), Rescale(rounding, 2**30, C)
-        self.shift = np.zeros(C, np.int32)
+        self.eps, self.gain = np.zeros((), np.int64), Rescale(rounding, 2**30 - 1, C)
+        self.shift = np.zeros(C, np.int32)                                     # at most 2^30, so that no sum wraps
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         return np.clip(self.gain(normalized(x, self.eps)) + self.shift, -INT8_LIMIT, INT8_LIMIT).astype(np.int8)

@@ -17,10 +17,10 @@ NORM_FRACTION, ROOT_FRACTION = 30, 4
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(..., M,K) (..., K,N) int8 -> (..., M,N) int32, exact; without kernels by NumPy's integer loop, which is slow."""
+    """(..., M,K) (..., K,N) int8 -> (..., M,N) int32, exact; without kernels by NumPy's loop over int32, which is slow."""
     if kernels.enabled():
         return kernels.load("matmul").matmul_int8(a, b)
-    return np.matmul(a, b, dtype=np.int32)
+    return np.matmul(a.astype(np.int32), b.astype(np.int32))
 
 
 def divide(a: np.ndarray, b) -> np.ndarray:
