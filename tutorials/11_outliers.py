@@ -267,9 +267,9 @@ else:
         assert above["one scale a tensor"][3] > above["a scale for each row"][3] + 0.2
 
 # %% [markdown]
-# Down to six bits nothing is lost that shows, however coarse the scales: no weight here is more than 14 standard deviations
-# away. At four bits one scale a tensor is too few (2.3 nats), at three a scale for each row is (1.9), and groups of 32
-# hold out longest (0.3). Where the lines lie below 0.1, chance decides which is lowest: most of that loss is one token.
+# Down to six bits nothing is lost that shows, however coarse the scales: no weight here is more than 14 standard
+# deviations away. At four bits one scale a tensor is too few (2.3 nats), at three a scale for each row is (1.9), and
+# groups of 32 hold out longest (0.3). Below 0.1 chance decides which line is lowest: most of that loss is one token.
 #
 # So outliers decide what *granularity* a number of bits needs. Weights with outliers want a scale for each row or group,
 # which costs nothing in a product; activations with outlier channels want SmoothQuant or decomposition, for there scales
