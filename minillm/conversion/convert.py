@@ -22,7 +22,7 @@ from minillm.quantization.error import sqnr_db
 from minillm.quantization.fake_quant import steps_of
 from minillm.recipes import PRESETS
 
-BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+BITS = {f"int{bits}": bits for bits in range(8, 1, -1)}
 GRANULARITIES = ("tensor", "channel", "group")
 LEAST_SIZE = 1024          # of a matrix that the method "dynamic" converts, as TensorFlow Lite's converter has it
 
@@ -40,7 +40,7 @@ def in_order(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme) -> Quantize
 METHODS: dict[str, Callable] = {"rtn": round_to_nearest, "gptq": gptq, "gptq-act": in_order, "awq": awq, "smoothquant": smoothquant,
                                 "outliers": decompose, "dynamic": by_size}
 INT8_ONLY = ("smoothquant", "outliers", "dynamic")       # they are about inputs as int8 codes
-CALIBRATED = ("gptq", "gptq-act", "awq", "smoothquant", "outliers")
+LEAST_ERROR = ("gptq", "gptq-act", "awq")                # they look for the least error of a layer's outputs
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,19 @@ def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray |
         return learned_matrix(weight.data, steps_of(steps.data))
     if inputs is None and how.method != "dynamic":           # positions: nothing is multiplied by them
         return round_to_nearest(weight.data, weight.data, scheme)
-    return METHODS[how.method](weight.data, inputs, scheme)
+    tied = weight.name == model.tokens.weight.name and how.method in LEAST_ERROR
+    return METHODS[how.method](weight.data, both_uses(inputs) if tied else inputs, scheme)
+
+
+def both_uses(inputs: np.ndarray) -> np.ndarray:
+    """Inputs of a head (n,K), and K more for its table's other use: as an embedding it puts out its rows as they are.
+
+    There every error of a row counts alike, as if inputs were a multiple of the unit vectors. Both uses get the same sum of
+    squares. Without it GPTQ bends rows to the head's inputs and spoils the embedding: 2 x 128, 3 bits by groups of 32, mean of 3
+    seeds: rounding +0.0179 nats, GPTQ for the head alone +0.0202, for both uses +0.0150.
+    """
+    K = inputs.shape[1]
+    return np.concatenate([inputs, np.sqrt((inputs**2).sum(dtype=np.float32) / np.float32(K)) * np.eye(K, dtype=np.float32)])
 
 
 def learned_matrix(weight: np.ndarray, steps: np.ndarray) -> QuantizedMatrix:

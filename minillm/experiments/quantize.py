@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from minillm.conversion.calibration import calibrate
 from minillm.conversion.convert import Conversion, Layer, convert
 from minillm.conversion.int8_model import under
 from minillm.data.batches import Batch, random_batch
-from minillm.errors import MiniLLMError
+from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.options import TrainOptions, check_range
 from minillm.experiments.run_folder import FILES, RunFolder, load_unquantized
 from minillm.experiments.tables import table
@@ -26,6 +27,32 @@ from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
 from minillm.training.quantized_checkpoint import float32_bytes, quantized_file
 from minillm.training.trainer import finite_or_none
 
+FILE_SCHEMES = ("int8", "int4", "int3", "int2")        # which a folder may have; others are for curves
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained run, ready to be converted: its model, the same in float32, what goes into its layers, what judges it."""
+
+    model: GPT
+    exact: GPT
+    options: TrainOptions
+    inputs: dict[str, np.ndarray]
+    validation: np.ndarray
+
+
+def prepared(path: str | Path, windows: int) -> Trained:
+    """A run with the inputs of its layers on so many windows of its training text."""
+    check_range("calibrate", windows, 1)
+    model, _, options = load_unquantized(path, "converted again")
+    refuse_normalized(model)
+    data = RunFolder(Path(path)).read_data(options)
+    if windows > len(data.train) // options.context:
+        raise MiniLLMError(f"--calibrate is {windows}, but the training text has {len(data.train) // options.context} windows of "
+                           f"{options.context} tokens: calibrate with fewer")
+    exact = under(model, PRESETS["float32"])
+    return Trained(model, exact, options, calibrate(exact, calibration_batches(data.train, options, windows)), data.validation)
+
 
 def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | Path, force: bool = False,
              leave_one_out: bool = False, quiet: bool = True) -> dict:
@@ -34,26 +61,24 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     `calibrate_with`: windows of the training text. `leave_one_out`: also what each layer costs, which takes a validation for each.
     Nothing is written before everything has been computed.
     """
-    check_range("calibrate", calibrate_with, 1)
+    if how.scheme not in FILE_SCHEMES:
+        raise unknown("scheme", how.scheme, FILE_SCHEMES)
     source, target = RunFolder(Path(path)), RunFolder(Path(out))
     if source.path.resolve() == target.path.resolve():
         raise MiniLLMError(f"the codes would replace the run {source.path}: give another --out")
     target.check_free(force)
-    model, _, options = load_unquantized(path, "converted again")
-    refuse_normalized(model)
-    data = source.read_data(options)
-    exact = under(model, PRESETS["float32"])
-    inputs = calibrate(exact, calibration_batches(data.train, options, calibrate_with))
-    converted, layers = convert(model, how, inputs)
-    before, after = (validation_loss(m, data.validation)[0] for m in (exact, converted))
+    trained = prepared(path, calibrate_with)
+    converted, layers = convert(trained.model, how, trained.inputs)
+    before, after = (validation_loss(m, trained.validation)[0] for m in (trained.exact, converted))
     if not math.isfinite(after):
         raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
                            f"{how.granularity}, take more bits or a finer granularity")
-    costs = costs_of_layers(exact, converted, after, data.validation, quiet) if leave_one_out else {}
+    costs = costs_of_layers(trained.exact, converted, after, trained.validation, quiet) if leave_one_out else {}
     content = quantized_file(converted, dataclasses.asdict(how))
-    write_folder(source, target, options, how, content)
+    write_folder(source, target, trained.options, how, content)
     return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
-            "bytes_float32": float32_bytes(model), "val_loss": finite_or_none(after), "val_loss_float32": finite_or_none(before),
+            "bytes_float32": float32_bytes(trained.model), "val_loss": finite_or_none(after),
+            "val_loss_float32": finite_or_none(before),
             "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
 
 
