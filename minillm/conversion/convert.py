@@ -18,7 +18,7 @@ from minillm.kernels import product
 from minillm.models.gpt import GPT
 from minillm.nn import QuantizedMatrix
 from minillm.quantization.affine import Scheme, grid, quantize_with
-from minillm.quantization.error import sqnr_db
+from minillm.quantization.error import error_of, sqnr_db
 from minillm.quantization.fake_quant import steps_of
 from minillm.recipes import PRESETS
 
@@ -40,6 +40,7 @@ def in_order(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme) -> Quantize
 METHODS: dict[str, Callable] = {"rtn": round_to_nearest, "gptq": gptq, "gptq-act": in_order, "awq": awq, "smoothquant": smoothquant,
                                 "outliers": decompose, "dynamic": by_size}
 INT8_ONLY = ("smoothquant", "outliers", "dynamic")       # they are about inputs as int8 codes
+LARGEST = 1e8              # of weights and inputs whose products can be squared and summed in float32
 LEAST_ERROR = ("gptq", "gptq-act", "awq")                # they look for the least error of a layer's outputs
 
 
@@ -76,7 +77,9 @@ class Layer:
     name: str
     sqnr_db: float
     bytes: int
-    left: str = ""         # why it stays in float32
+    worst_steps: float = 0.0       # the largest error of a weight, in scales
+    clipped: float = 0.0           # the share of weights beyond the grid
+    left: str = ""                 # why it stays in float32
 
 
 def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple[GPT, list[Layer]]:
@@ -84,14 +87,28 @@ def convert(model: GPT, how: Conversion, inputs: dict[str, np.ndarray]) -> tuple
     layers = []
 
     def matrix_of(weight: Tensor) -> QuantizedMatrix | None:
-        check_finite(weight.data)
         seen = inputs.get(weight.name)
+        check_range(weight, how, seen)
         matrix = one_matrix(model, weight, how, seen)
-        layers.append(Layer(weight.name, quality(matrix, weight.data, seen), matrix.nbytes) if matrix else
-                      Layer(weight.name, math.inf, weight.data.nbytes, f"fewer than {LEAST_SIZE:,} values"))
+        layers.append(layer_of(weight, matrix, seen) if matrix else
+                      Layer(weight.name, math.inf, weight.data.nbytes, left=f"fewer than {LEAST_SIZE:,} values"))
         return matrix
 
     return replace_matrices(under(model, PRESETS["float32"]), matrix_of), layers
+
+
+def check_range(weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> None:
+    """MiniLLMError for weights and inputs that are too large for their scales and sums."""
+    check_finite(weight.data)
+    scheme, largest = how.make_scheme(), float(np.abs(weight.data).max(initial=0))
+    if largest / scheme.grid.highest > scheme.scale_format.max:
+        raise MiniLLMError(f"{weight.name} holds {largest:g}, beyond {scheme.scale_format.name} scales of {how.scheme} by "
+                           f"{how.granularity}: take --granularity channel, or look for what made it so large")
+    if how.method in LEAST_ERROR and inputs is not None:
+        for what, most in (("a weight", largest), ("an input", float(np.abs(inputs).max(initial=0)))):
+            if most > LARGEST:
+                raise MiniLLMError(f"{what} of {weight.name} is {most:g}, too large for the squared errors that {how.method} "
+                                   "compares: take --method rtn, or look for what made it so large")
 
 
 def one_matrix(model: GPT, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:
@@ -121,6 +138,16 @@ def learned_matrix(weight: np.ndarray, steps: np.ndarray) -> QuantizedMatrix:
     per_row = len(steps) // len(weight)
     scheme = Scheme(grid(4, narrow=False), granularity="group", group=weight.shape[1] // per_row)
     return QuantizedMatrix(quantize_with(weight, steps, None, scheme))
+
+
+def layer_of(weight: Tensor, matrix: QuantizedMatrix, inputs: np.ndarray | None) -> Layer:
+    """The error of a matrix: of its outputs, and of its codes, which stand for the weights times `divide` without outliers."""
+    coded = weight.data if matrix.divide is None else weight.data * matrix.divide
+    if matrix.outliers is not None:
+        coded = coded.copy()
+        coded[:, matrix.outliers] = 0
+    error = error_of(coded, matrix.weight)
+    return Layer(weight.name, quality(matrix, weight.data, inputs), matrix.nbytes, error.worst_steps, error.clipped)
 
 
 def quality(matrix: QuantizedMatrix, weight: np.ndarray, inputs: np.ndarray | None) -> float:

@@ -14,7 +14,7 @@ from minillm._version import __version__
 from minillm.conversion.calibration import calibrate
 from minillm.conversion.convert import Conversion, Layer, convert
 from minillm.conversion.int8_model import under
-from minillm.data.batches import Batch, random_batch
+from minillm.data.batches import Batch, random_batch, window_batches
 from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.options import TrainOptions, check_range
 from minillm.experiments.run_folder import FILES, RunFolder, load_unquantized
@@ -22,6 +22,7 @@ from minillm.experiments.tables import table
 from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
 from minillm.nn import quantized_layers
+from minillm.quantization.error import sqnr_db
 from minillm.recipes import PRESETS, to_json
 from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
 from minillm.training.quantized_checkpoint import float32_bytes, quantized_file
@@ -78,8 +79,19 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     write_folder(source, target, trained.options, how, content)
     return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
             "bytes_float32": float32_bytes(trained.model), "val_loss": finite_or_none(after),
-            "val_loss_float32": finite_or_none(before),
+            "val_loss_float32": finite_or_none(before), "logits_sqnr_db": finite_or_none(logits_db(trained, converted)),
             "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
+
+
+def logits_db(trained: Trained, converted: GPT) -> float:
+    """Signal over noise of the whole model: of its logits on the first windows of the validation text."""
+    ids, _ = next(iter(window_batches(trained.validation, EVALUATION_BATCH, trained.options.context)))
+    logits = []
+    for model in (trained.exact, converted):
+        with model.ops.context.no_record():
+            model.ops.context.begin(0)
+            logits.append(model(ids).data)
+    return sqnr_db(*logits)
 
 
 def refuse_normalized(model: GPT) -> None:
@@ -125,16 +137,20 @@ def costs_of_layers(exact: GPT, converted: GPT, loss: float, ids: np.ndarray, qu
 def layer_to_json(layer: Layer, costs: dict[str, float]) -> dict:
     """A layer that lost nothing has no signal-to-noise ratio."""
     more = {"left_in_float32": layer.left} if layer.left else {"cost": costs[layer.name]} if layer.name in costs else {}
-    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes} | more
+    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes,
+            "worst_steps": layer.worst_steps, "clipped": layer.clipped} | more
 
 
 def describe(result: dict) -> str:
     """The table for people."""
-    rows = [[layer["name"], "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}", f"{layer['bytes']:,}",
+    rows = [[layer["name"], "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}", f"{layer['worst_steps']:.2f}",
+             f"{layer['clipped']:.2%}", f"{layer['bytes']:,}",
              layer.get("left_in_float32", f"{layer['cost']:+.4f}" if "cost" in layer else "")] for layer in result["layers"]]
     last = "costs nats" if any("cost" in layer for layer in result["layers"]) else "left in float32"
+    db = result["logits_sqnr_db"]
     share, change = result["bytes"] / result["bytes_float32"], result["val_loss"] - result["val_loss_float32"]
-    return "\n".join([table(["layer", "signal-to-noise dB", "bytes", last], rows), "",
+    return "\n".join([table(["layer", "signal-to-noise dB", "worst error in steps", "clipped", "bytes", last], rows), "",
                       f"{result['bytes']:,} bytes instead of {result['bytes_float32']:,} ({share:.1%})",
                       f"validation loss {result['val_loss']:.4f} instead of {result['val_loss_float32']:.4f} ({change:+.4f})",
+                      "signal-to-noise of the logits " + ("exact" if db is None else f"{db:.1f} dB"),
                       f"the model is in {result['out']}"])

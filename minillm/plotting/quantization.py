@@ -81,3 +81,16 @@ def loss_over_bits(rows: Sequence[Mapping[str, Any]], path: PathLike, title: str
 def above_zero(loss: float | None) -> float:
     """A loss that has a logarithm, or NaN."""
     return loss if loss is not None and loss > 0 else np.nan
+
+
+def along(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: PathLike, title: str, xlabel: str,
+          ylabel: str) -> Any:
+    """Draw one line a name, of points (x, y)."""
+    with style.applied():
+        figure, axes = style.figure(height=4.2)
+        looks = style.looks(curves)
+        for name, (x, y) in curves.items():
+            axes.plot(x, y, **looks[name].line)
+        axes.set(title=style.shown(title), xlabel=xlabel, ylabel=ylabel)
+        style.legend(figure, [style.key(style.shown(name, longest=60), **looks[name].line) for name in curves])
+        return style.save(figure, path)
