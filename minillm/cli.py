@@ -145,6 +145,12 @@ def quantize(arguments) -> Answer:
     return Answer(result, quantize.describe(result))
 
 
+def bits(arguments) -> Answer:
+    from minillm.experiments import bits
+    result = bits.bits(arguments.runs, arguments.granularity, arguments.group, arguments.calibrate, arguments.out, arguments.quiet)
+    return Answer(result, bits.describe(result))
+
+
 def recipes(arguments) -> Answer:
     from minillm.experiments import recipes
     return Answer(recipes.recipes(arguments.name), recipes.describe(arguments.name))
@@ -181,6 +187,7 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "evaluate": (evaluate, "validation loss of a run"),
     "sample": (sample, "text from a run"),
     "quantize": (quantize, "a run as codes of 8, 4, 3, 2 bits, or ternary: a model folder, its bytes, its loss"),
+    "bits": (bits, "the curve of bits against loss: runs as codes of 8 to 2 bits, by every method"),
     "recipes": (recipes, "which number formats stand where: all recipes, or one of them op by op"),
     "inspect": (inspect, "what every layer's numbers look like: underflow, overflow, headroom, and what other formats would do"),
     "formats": (formats, "table of number formats; one format; the bits of one value in it"),
@@ -195,18 +202,20 @@ def parser_of(name: str) -> Parser:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else there")
     if name in ("evaluate", "sample", "inspect", "quantize"):
         parser.add_argument("run", metavar="RUN", help="a run folder")
+    if name == "bits":
+        parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, best of the same training with several seeds")
     if name == "recipes":
         parser.add_argument("name", metavar="NAME", nargs="?", default="", help="one recipe, op by op (default: all, a line each)")
     if name in ("train", "compare"):
         add_options(parser)
-    if name in ("train", "evaluate", "sample", "inspect", "quantize"):
+    if name in ("train", "evaluate", "sample", "inspect", "quantize", "bits"):
         parser.add_argument("--threads", type=int, default=0, help="that share the work (default: one for each core)")
     if name == "train":
         parser.add_argument("--out", type=filled, metavar="RUN", help="the run folder to make (default runs/CORPUS-RECIPE-SEED)")
         parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with this run, or with --out")
         parser.add_argument("--from", dest="source", type=filled, metavar="RUN", help="begin with weights and options of this run")
         parser.add_argument("--force", action="store_true", help="replace the run that is there")
-    if name in ("demo", "compare"):
+    if name in ("demo", "compare", "bits"):
         parser.add_argument("--out", type=filled, default="figures", metavar="DIR", help="folder for figures (default figures)")
     if name == "compare":
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
@@ -217,13 +226,15 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("--method", type=filled, default="rtn", metavar="NAME",
                             help="rtn, gptq, gptq-act, awq, smoothquant, outliers, dynamic or full-integer "
                                  "(default rtn, round to nearest)")
-        parser.add_argument("--granularity", type=filled, default="channel", metavar="NAME",
-                            help="what has a scale of its own: tensor, channel (a row) or group (default channel)")
-        parser.add_argument("--group", type=int, default=32, metavar="N", help="values in a group (default 32)")
-        parser.add_argument("--calibrate", type=int, default=64, metavar="N", help="windows of text to look at (default 64)")
         parser.add_argument("--leave-one-out", action="store_true", help="say what each layer costs: the loss with and without it")
         parser.add_argument("--out", type=filled, required=True, metavar="DIR", help="the model folder to make")
         parser.add_argument("--force", action="store_true", help="replace the run that is there")
+    if name in ("quantize", "bits"):
+        granularity = "channel" if name == "quantize" else "group"
+        parser.add_argument("--granularity", type=filled, default=granularity, metavar="NAME",
+                            help="what has a scale of its own: tensor, channel (a row) or group (default %(default)s)")
+        parser.add_argument("--group", type=int, default=32, metavar="N", help="values in a group (default 32)")
+        parser.add_argument("--calibrate", type=int, default=64, metavar="N", help="windows of text to look at (default 64)")
     if name == "inspect":
         parser.add_argument("--format", type=filled, metavar="NAME", help="what if all were in it (default: each format, in short)")
         parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps to watch (default 1)")

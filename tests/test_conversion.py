@@ -259,7 +259,7 @@ def test_weights_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize(("fields", "says"), [
-    (("int5",), "unknown scheme 'int5'"), (("int8", "awk"), "did you mean 'awq'"), (("int8", "rtn", "row"), "unknown granularity"),
+    (("int9",), "unknown scheme 'int9'"), (("int8", "awk"), "did you mean 'awq'"), (("int8", "rtn", "row"), "unknown granularity"),
     (("int4", "smoothquant"), "smoothquant multiplies int8 codes"), (("int8", "outliers", "group"), "int8 by group does not"),
     (("int8", "rtn", "group", 0), "a group of 0")])
 def test_conversions_that_do_not_exist_are_named(fields, says):

@@ -23,7 +23,7 @@ from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.bench import measure, rowwise
-from minillm.conversion import convert, gptq, integer_model
+from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.models import bert, decoding, gpt, torch_file
@@ -321,7 +321,7 @@ MUTANTS = [
     Mutant("what a share clips has no gradient", RULES["share_of_range"].backward, "return g,",
            "return g * (abs(v) <= 7).reshape(g.shape),",
            "fake_quant.a_learned_share_begins_with_the_whole_range_and_gradients_go_straight_through"),
-    Mutant("ternary layers forget to normalize", convert.ternary_matrix, "normalized=isinstance(of_inputs, NormalizedFake)",
+    Mutant("ternary layers forget to normalize", trained.ternary_matrix, "normalized=isinstance(of_inputs, NormalizedFake)",
            "normalized=False", "conversion.ternary_weights_are_those_of_training"),
     Mutant("GELU without its tail", RULES["gelu_erf"].forward, "size * upper_tail(xp, size)", "0 * size",
            "bert.gelu_erf_is_x_times_the_share_below_x", (np.float32, 8 * 2.0**-24)),
@@ -335,6 +335,12 @@ MUTANTS = [
            "conversion.gptq_corrects_as_solving_for_the_rest_would", (False,)),
     Mutant("GPTQ in the order of its columns", gptq.gptq, "if activation_order else np.arange", "if False else np.arange",
            "conversion.gptq_corrects_as_solving_for_the_rest_would", (True,)),
+    Mutant("the table is converted for its head alone", convert.one_matrix, "both_uses(inputs) if tied", "inputs if tied",
+           "bits.the_table_is_made_for_both_its_uses_and_no_other_matrix_is", ("gptq",)),
+    Mutant("what a cut range takes is not made good", awq.cut, "found.scale * gain.reshape(found.scale.shape)", "found.scale",
+           "bits.a_cut_range_keeps_the_size_of_what_its_weights_put_out", (affine.Scheme(affine.grid(3)),)),
+    Mutant("no range is cut", awq.cut, "np.where(error < least, share, best)", "best",
+           "bits.cutting_off_the_largest_weights_pays_where_bits_are_few", (2,)),
     Mutant("outliers are multiplied twice", QuantizedMatrix.apply, "x[:, self.outliers] = 0", "pass",
            "conversion.outliers_cost_least_where_they_are_kept_apart"),
     Mutant("smoothed weights, inputs as they were", QuantizedMatrix.apply, "x = x / self.divide", "pass",

@@ -14,7 +14,7 @@ from minillm.errors import MiniLLMError
 from minillm.experiments.quantize import calibration_batches
 from minillm.experiments.run_folder import RunFolder, load_run
 from minillm.recipes import PRESETS
-from minillm.training.checkpoint import read_state
+from minillm.training.checkpoint import as_file, read_state
 from minillm.training.evaluation import validation_loss
 
 
@@ -52,9 +52,9 @@ def test_the_folder_is_a_run_like_any_other(recipe, argv, runs, say, tmp_path):
     before = contents(runs / recipe)
     result = quantized(say, runs / recipe, tmp_path / "q", *argv)
     assert result.keys() == {"scheme", "method", "granularity", "bytes", "bytes_float32", "val_loss", "val_loss_float32", "layers",
-                             "out"}
+                             "logits_sqnr_db", "out"}
     assert result["bytes"] == (tmp_path / "q" / "state.safetensors").stat().st_size < 0.6 * result["bytes_float32"]
-    assert all(layer.keys() == {"name", "sqnr_db", "bytes"} for layer in result["layers"])
+    assert all(layer.keys() == {"name", "sqnr_db", "bytes", "worst_steps", "clipped"} for layer in result["layers"])
     evaluated = json.loads(say("evaluate", tmp_path / "q", "--json", "--quiet")[1])["metrics"]["language_model"]["val_loss"]
     assert evaluated == pytest.approx(result["val_loss"], abs=1e-6)
     code, text, _ = say("sample", tmp_path / "q", "--prompt", "the ", "--tokens", 30, "--quiet")       # beyond the context of 16
@@ -68,6 +68,9 @@ def test_eight_bits_lose_next_to_nothing_and_two_lose_much(runs, say, tmp_path):
     assert int8["val_loss_float32"] == int2["val_loss_float32"]
     assert abs(int8["val_loss"] - int8["val_loss_float32"]) < 0.01
     assert int2["val_loss"] > int8["val_loss"]
+    assert int8["logits_sqnr_db"] > int2["logits_sqnr_db"] + 20
+    for layer in int8["layers"] + int2["layers"]:
+        assert (layer["worst_steps"] <= 0.5001, layer["clipped"]) == (True, 0)             # nothing was clipped, and all rounded
     assert min(layer["sqnr_db"] for layer in int8["layers"]) > 35 > 15 > max(layer["sqnr_db"] for layer in int2["layers"])
 
 
@@ -194,3 +197,87 @@ def test_a_folder_is_replaced_by_force_alone(runs, say, tmp_path):
     quantized(say, runs / "float32", tmp_path / "q", "--scheme", "int4", "--force")
     assert not (tmp_path / "q" / "metrics.jsonl").exists()
     assert read_state(tmp_path / "q" / "state.safetensors")[1]["quantized"]["scheme"] == "int4"
+
+
+def change(arrays, facts, place, value):
+    """A file's content with something else at a place: of an array, or "layer/field" of the facts."""
+    if "/" in place:
+        layer, *path, field = place.split("/")
+        fields = facts["layers"][layer]
+        for key in path:
+            fields = fields[key]
+        fields[field] = value
+    elif value is None:
+        del arrays[f"model/{place}"]
+    else:
+        array = arrays[f"model/{place}"]
+        arrays[f"model/{place}"] = value(array) if callable(value) else np.full_like(array, value)
+
+
+UP = "block0.mlp.up"
+TAMPERED = [
+    ("int8", f"{UP}.codes", -128, "a code of -128"), ("int8", f"{UP}.scale", np.nan, "a scale of nan"),
+    ("int8", f"{UP}.scale", -1, "a scale of -1"), ("int8", f"{UP}.scale", None, "'scale' is missing"),
+    ("int8", f"{UP}.scale", lambda a: a[:-1], "scale is float32 (127,) instead"),
+    ("int8", f"{UP}.codes", None, "'codes' is missing"),
+    ("int8", f"{UP}.codes", lambda a: a.T.copy(), "codes is int8 (32, 128) instead"),
+    ("int8", f"{UP}/shape", [32, 128], "codes of shape (32, 128), the model has (128, 32)"),
+    ("int8", f"{UP}/scheme/lowest", "low", "is missing or wrong"),
+    ("int8", f"{UP}/scheme/granularity", "row", "unknown granularity"),
+    ("int4", f"{UP}.codes", lambda a: a[:-1], "codes of 4 bits are 2048 bytes"),
+    ("int4", f"{UP}.zero_point", 100, "a zero point of 100"), ("int4", f"{UP}.zero_point", None, "'zero_point' is missing"),
+    ("int4", f"{UP}.scale", lambda a: a.astype(np.float32), "instead of float16"),
+    ("int8", "norm.gain", None, "weights are of another model: missing"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "place", "value", "says"), TAMPERED, ids=[f"{case[1]} {case[3]}" for case in TAMPERED])
+def test_a_file_that_cannot_be_is_one_line_though_its_digest_is_right(scheme, place, value, says, runs, say, tmp_path):
+    granularity = "channel" if scheme == "int8" else "group"
+    quantized(say, runs / "float32", tmp_path / "q", "--scheme", scheme, "--granularity", granularity)
+    state = tmp_path / "q" / "state.safetensors"
+    arrays, facts = read_state(state)
+    change(arrays, facts, place, value)
+    state.write_bytes(as_file(arrays, facts))
+    for argv in (["evaluate", tmp_path / "q"], ["sample", tmp_path / "q", "--tokens", 2]):
+        code, out, err = say(*argv)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert says in err
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b[:20], lambda b: b"", lambda b: b.replace(b'{\\"', b'[\\"')])
+def test_a_file_that_was_cut_off_is_one_line(damage, runs, say, tmp_path):
+    quantized(say, runs / "float32", tmp_path / "q")
+    state = tmp_path / "q" / "state.safetensors"
+    state.write_bytes(damage(state.read_bytes()))
+    code, out, err = say("evaluate", tmp_path / "q")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "truncated or foreign" in err
+
+
+def with_weight(run, home, name, value):
+    """A copy of a run with one value of a weight changed."""
+    shutil.copytree(run, home)
+    arrays, facts = read_state(home / "state.safetensors")
+    arrays[f"model/{name}"].flat[5] = value
+    (home / "state.safetensors").write_bytes(as_file(arrays, facts))
+    return home
+
+
+@pytest.mark.parametrize(("value", "argv", "says"), [
+    (np.nan, (), "not finite"), (1e30, ("--scheme", "int4", "--granularity", "group"), "holds 1e+30, beyond float16 scales"),
+    (1e30, ("--scheme", "int4", "--method", "gptq"), "too large for the squared errors"),
+    (1e30, ("--scheme", "int4", "--method", "awq"), "too large for the squared errors")])
+def test_outliers_beyond_what_can_be_converted_are_one_line(value, argv, says, runs, say, tmp_path):
+    run = with_weight(runs / "float32", tmp_path / "run", f"{UP}.weight", value)
+    code, out, err = say("quantize", run, "--out", tmp_path / "q", "--calibrate", 8, "--quiet", *argv)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert says in err
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_text_with_fewer_windows_than_asked_for_is_said(runs, say, tmp_path):
+    code, out, err = say("quantize", runs / "float32", "--out", tmp_path / "q", "--calibrate", 5000)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "the training text has" in err
+    assert not (tmp_path / "q").exists()

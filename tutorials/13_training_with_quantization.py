@@ -38,7 +38,8 @@ from minillm.experiments.options import TrainOptions, load_data
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.formats import FLOAT32
-from minillm.plotting.quantized_training import among_codes, by_seed, lines
+from minillm.plotting.quantization import over
+from minillm.plotting.quantized_training import among_codes, by_seed
 from minillm.precision.recipe import Recipe
 from minillm.quantization.error import sqnr_db
 from minillm.quantization.products import quantized_product
@@ -91,9 +92,9 @@ weights, values = np.array(seen).T
 print(f"at w = 0.3 the loss rises by {above - below:g} in a small step, and the estimated slope is {loss_and_slope(0.3)[2]:.1f}")
 print(f"w ends in {weights[80:].min():.2f} ... {weights[80:].max():.2f}; the mean of its rounded values there is "
       f"{values[80:].mean():.2f}")
-print(lines({"w": (range(140), weights), "w rounded": (range(140), values)}, "figures/13-one-weight.png",
-            "One weight, rounded to whole numbers, that should be 1.4", xlabel="step (a number)",
-            ylabel="value (a number)", level=TARGET))
+print(over({"w": (range(140), weights), "w rounded": (range(140), values)}, "figures/13-one-weight.png",
+           "One weight, rounded to whole numbers, that should be 1.4", xlabel="step (a number)",
+           ylabel="value (a number)", markers=False, level=TARGET))
 
 assert above == below                                                # the true slope is 0
 assert loss_and_slope(0.3)[2] < -2                                   # the estimate says: upwards
@@ -134,9 +135,9 @@ balance = STEPS[np.flatnonzero(slopes > 0)[0]]                       # where LSQ
 paper = 2 * abs(x).mean() / np.sqrt(7)                               # the first step that the paper takes
 print(f"least error at a step of {best:.2f}; LSQ's slope is 0 at {balance:.2f}; the paper begins at {paper:.2f}, with "
       f"{10 * np.log10(error_and_slope(paper)[0] / errors.min()):.1f} dB more noise")
-print(lines({"LSQ's slope": (STEPS, slopes), "differences of the error": (STEPS, differences)}, "figures/13-slope-of-a-step.png",
-            "Slope of the squared error by the step, 4 bits", xlabel="step (in standard deviations)",
-            ylabel="slope (squared error by step)", level=0))
+print(over({"LSQ's slope": (STEPS, slopes), "differences of the error": (STEPS, differences)}, "figures/13-slope-of-a-step.png",
+           "Slope of the squared error by the step, 4 bits", xlabel="step (in standard deviations)",
+           ylabel="slope (squared error by step)", markers=False, level=0))
 
 assert abs(balance / best - 1) < 0.15
 assert abs(slopes - differences).max() < 0.05 * abs(slopes).max()

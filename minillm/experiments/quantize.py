@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,56 @@ from tqdm import tqdm
 
 from minillm._version import __version__
 from minillm.conversion.calibration import calibrate
-from minillm.conversion.convert import FULL_INTEGER, Conversion, Layer, convert, trained_ternary
+from minillm.conversion.convert import FULL_INTEGER, Conversion, Layer, convert
 from minillm.conversion.int8_model import under
 from minillm.conversion.integer_model import observe, to_integers
-from minillm.data.batches import Batch, random_batch
-from minillm.errors import MiniLLMError
+from minillm.conversion.trained import trained_ternary
+from minillm.data.batches import Batch, random_batch, window_batches
+from minillm.errors import MiniLLMError, unknown
 from minillm.experiments.options import TrainOptions, check_range
 from minillm.experiments.run_folder import FILES, RunFolder, load_unquantized
 from minillm.experiments.tables import table
 from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
 from minillm.nn import quantized_layers
+from minillm.quantization.error import sqnr_db
 from minillm.recipes import PRESETS, to_json
 from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
 from minillm.training.quantized_checkpoint import float32_bytes, integer_file, quantized_file
 from minillm.training.trainer import finite_or_none
+
+FILE_SCHEMES = ("int8", "int4", "int3", "int2", "ternary")        # which a folder may have; others are for curves
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained run, ready to be converted: its model, the same in float32, texts to look at and to judge by.
+
+    With ternary weights `exact` is the model itself: its float32 masters alone are none.
+    """
+
+    model: GPT
+    exact: GPT
+    options: TrainOptions
+    batches: list[Batch]
+    validation: np.ndarray
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """What goes into its layers."""
+        return calibrate(self.exact, self.batches)
+
+
+def prepared(path: str | Path, windows: int) -> Trained:
+    """A run with so many windows of its training text to calibrate with."""
+    check_range("calibrate", windows, 1)
+    model, _, options = load_unquantized(path, "converted again")
+    data = RunFolder(Path(path)).read_data(options)
+    if windows > len(data.train) // options.context:
+        raise MiniLLMError(f"--calibrate is {windows}, but the training text has {len(data.train) // options.context} windows of "
+                           f"{options.context} tokens: calibrate with fewer")
+    exact = model if trained_ternary(model) else under(model, PRESETS["float32"])
+    return Trained(model, exact, options, calibration_batches(data.train, options, windows), data.validation)
 
 
 def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | Path, force: bool = False,
@@ -35,40 +71,36 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     `calibrate_with`: windows of the training text. `leave_one_out`: also what each layer costs, which takes a validation for each.
     Nothing is written before everything has been computed.
     """
-    check_range("calibrate", calibrate_with, 1)
+    if how.scheme not in FILE_SCHEMES:
+        raise unknown("scheme", how.scheme, FILE_SCHEMES)
     if leave_one_out and how.method == FULL_INTEGER:
         raise MiniLLMError("--leave-one-out puts a layer back into float32, for which a model in integers has no place: drop it")
     source, target = RunFolder(Path(path)), RunFolder(Path(out))
     if source.path.resolve() == target.path.resolve():
         raise MiniLLMError(f"the codes would replace the run {source.path}: give another --out")
     target.check_free(force)
-    model, _, options = load_unquantized(path, "converted again")
-    ternary = trained_ternary(model)
-    if ternary:
-        check_ternary(model, how, leave_one_out)
-    data = source.read_data(options)
-    exact = model if ternary else under(model, PRESETS["float32"])
-    converted, layers = in_codes(model, exact, how, calibration_batches(data.train, options, calibrate_with))
-    before, after = (validation_loss(m, data.validation)[0] for m in (exact, converted))
+    trained = prepared(path, calibrate_with)
+    if trained_ternary(trained.model):
+        check_ternary(trained.model, how, leave_one_out)
+    converted, layers = in_codes(trained, how)
+    before, after = (validation_loss(m, trained.validation)[0] for m in (trained.exact, converted))
     if not math.isfinite(after):
         raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
                            f"{how.granularity}, take more bits or a finer granularity")
-    costs = costs_of_layers(exact, converted, after, data.validation, quiet) if leave_one_out else {}
+    costs = costs_of_layers(trained.exact, converted, after, trained.validation, quiet) if leave_one_out else {}
     content = (integer_file if how.method == FULL_INTEGER else quantized_file)(converted, dataclasses.asdict(how))
-    write_folder(source, target, options, how, content)
+    write_folder(source, target, trained.options, how, content)
     return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
-            "bytes_float32": float32_bytes(model), "val_loss": finite_or_none(after), "val_loss_float32": finite_or_none(before),
+            "bytes_float32": float32_bytes(trained.model), "val_loss": finite_or_none(after),
+            "val_loss_float32": finite_or_none(before), "logits_sqnr_db": finite_or_none(logits_db(trained, converted)),
             "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
 
 
-def in_codes(model: GPT, exact: GPT, how: Conversion, batches: list[Batch]) -> tuple[GPT, list[Layer]]:
-    """A model as codes, and what became of its matrices. `exact`: the same in float32, or as it was trained for ternary weights."""
-    if trained_ternary(model):
-        return convert(model, how, {})
-    inputs = calibrate(exact, batches)
+def in_codes(trained: Trained, how: Conversion) -> tuple[GPT, list[Layer]]:
+    """The model as codes, and what became of its matrices."""
     if how.method == FULL_INTEGER:
-        return to_integers(exact, how, inputs, observe(exact, batches))
-    return convert(model, how, inputs)
+        return to_integers(trained.exact, how, trained.inputs, observe(trained.exact, trained.batches))
+    return convert(trained.model, how, {} if trained_ternary(trained.model) else trained.inputs)
 
 
 def check_ternary(model: GPT, how: Conversion, leave_one_out: bool) -> None:
@@ -76,6 +108,17 @@ def check_ternary(model: GPT, how: Conversion, leave_one_out: bool) -> None:
     if (how.scheme, how.method) != ("ternary", "rtn") or leave_one_out:
         raise MiniLLMError(f"recipe {model.ops.recipe.name} was trained with ternary weights, which are taken over as they are: "
                            "convert it by --scheme ternary, and nothing else")
+
+
+def logits_db(trained: Trained, converted: GPT) -> float:
+    """Signal over noise of the whole model: of its logits on the first windows of the validation text."""
+    ids, _ = next(iter(window_batches(trained.validation, EVALUATION_BATCH, trained.options.context)))
+    logits = []
+    for model in (trained.exact, converted):
+        with model.ops.context.no_record():
+            model.ops.context.begin(0)
+            logits.append(model(ids).data)
+    return sqnr_db(*logits)
 
 
 def calibration_batches(ids: np.ndarray, options: TrainOptions, windows: int) -> list[Batch]:
@@ -114,16 +157,20 @@ def costs_of_layers(exact: GPT, converted: GPT, loss: float, ids: np.ndarray, qu
 def layer_to_json(layer: Layer, costs: dict[str, float]) -> dict:
     """A layer that lost nothing has no signal-to-noise ratio."""
     more = {"left_in_float32": layer.left} if layer.left else {"cost": costs[layer.name]} if layer.name in costs else {}
-    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes} | more
+    return {"name": layer.name, "sqnr_db": finite_or_none(layer.sqnr_db), "bytes": layer.bytes,
+            "worst_steps": layer.worst_steps, "clipped": layer.clipped} | more
 
 
 def describe(result: dict) -> str:
     """The table for people."""
-    rows = [[layer["name"], "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}", f"{layer['bytes']:,}",
+    rows = [[layer["name"], "exact" if layer["sqnr_db"] is None else f"{layer['sqnr_db']:.1f}", f"{layer['worst_steps']:.2f}",
+             f"{layer['clipped']:.2%}", f"{layer['bytes']:,}",
              layer.get("left_in_float32", f"{layer['cost']:+.4f}" if "cost" in layer else "")] for layer in result["layers"]]
     last = "costs nats" if any("cost" in layer for layer in result["layers"]) else "left in float32"
+    db = result["logits_sqnr_db"]
     share, change = result["bytes"] / result["bytes_float32"], result["val_loss"] - result["val_loss_float32"]
-    return "\n".join([table(["layer", "signal-to-noise dB", "bytes", last], rows), "",
+    return "\n".join([table(["layer", "signal-to-noise dB", "worst error in steps", "clipped", "bytes", last], rows), "",
                       f"{result['bytes']:,} bytes instead of {result['bytes_float32']:,} ({share:.1%})",
                       f"validation loss {result['val_loss']:.4f} instead of {result['val_loss_float32']:.4f} ({change:+.4f})",
+                      "signal-to-noise of the logits " + ("exact" if db is None else f"{db:.1f} dB"),
                       f"the model is in {result['out']}"])

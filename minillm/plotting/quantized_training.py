@@ -1,4 +1,4 @@
-"""Figures of training with quantization: lines over a number, weights among three codes, losses of several seeds side by side."""
+"""Figures of training with quantization: weights among three codes, losses of several seeds side by side."""
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -6,21 +6,6 @@ import numpy as np
 
 from minillm.plotting import style
 from minillm.plotting.records import PathLike
-
-
-def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: PathLike, title: str, xlabel: str, ylabel: str,
-          level: float | None = None) -> PathLike:
-    """Draw one line a name, of points (x, y); `level`: a value of y to mark."""
-    with style.applied():
-        figure, axes = style.figure(height=3.8)
-        looks = style.looks(curves)
-        if level is not None:
-            axes.axhline(level, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 2)))
-        for name, (x, y) in curves.items():
-            axes.plot(x, y, **looks[name].line)
-        axes.set(title=style.shown(title), xlabel=xlabel, ylabel=ylabel)
-        style.legend(figure, [style.key(style.shown(name, longest=60), **looks[name].line) for name in curves])
-        return style.save(figure, path)
 
 
 def among_codes(panels: Mapping[str, np.ndarray], path: PathLike, title: str) -> PathLike:

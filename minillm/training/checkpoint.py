@@ -65,8 +65,9 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     claimed = facts.pop("digest", None) if isinstance(facts, dict) else None
     if claimed is None or claimed != digest(arrays, facts):
         raise MiniLLMError(f"the checkpoint {path} was changed after it was written (digest differs): restore it or train again")
-    if facts["version"] != VERSION:
-        raise MiniLLMError(f"the checkpoint {path} has version {facts['version']}, this program reads {VERSION}: update minillm")
+    if facts.get("version") != VERSION:
+        raise MiniLLMError(f"the checkpoint {path} has version {facts.get('version')}, this program reads {VERSION}: "
+                           "update minillm")
     return arrays, facts
 
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from minillm.autograd.tensor import Tensor
 from minillm.conversion.int8_model import replace_matrices
+from minillm.errors import MiniLLMError
 from minillm.formats import format_named
 from minillm.models.gpt import GPT, GPTShape
 from minillm.models.integer_gpt import IntegerGPT
@@ -49,22 +50,61 @@ def float32_bytes(model: GPT) -> int:
 def load_quantized(model: GPT, arrays: dict[str, np.ndarray], facts: dict) -> GPT:
     """A float32 model with the file's codes in place of its matrices; everything else is taken over, too."""
     arrays = dict(part(arrays, "model/"))
+    if facts.get("shape") != asdict(model.shape):
+        raise damaged("a model", f"it is of shape {facts.get('shape')}, the run's configuration says {asdict(model.shape)}")
 
     def matrix_of(weight: Tensor) -> QuantizedMatrix | None:
         name = weight.name.removesuffix(".weight")
-        if name not in facts["layers"]:
+        if name not in facts.get("layers", {}):
             return None
-        layer, own = facts["layers"][name], part(arrays, f"{name}.")
-        scheme, shape = scheme_from_json(layer["scheme"]), tuple(layer["shape"])
-        codes = unpack(own["codes"], scheme.grid, shape) if scheme.grid.bits < 8 else own["codes"]
-        arrays[f"{name}.codes"] = codes
-        weight = Quantized(codes, own["scale"], own.get("zero_point"), scheme)
-        return QuantizedMatrix(weight, own.get("divide"), own.get("outliers"), own.get("columns"), layer["int8"],
-                               layer["normalized"])
+        try:
+            matrix = matrix_in(name, weight.shape, facts["layers"][name], part(arrays, f"{name}."))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(name, f"{error} is missing or wrong") from error
+        arrays[f"{name}.codes"] = matrix.weight.codes
+        return matrix
 
     replace_matrices(model, matrix_of)
     model.load_state_dict(arrays)
     return model
+
+
+def matrix_in(name: str, shape: tuple[int, ...], layer: dict, own: dict[str, np.ndarray]) -> QuantizedMatrix:
+    """The matrix of one layer from its facts and arrays; MiniLLMError where they do not fit each other or the model."""
+    scheme = scheme_from_json(layer["scheme"])
+    if tuple(layer["shape"]) != shape:
+        raise damaged(name, f"codes of shape {tuple(layer['shape'])}, the model has {shape}")
+    codes = unpack(own["codes"], scheme.grid, shape) if scheme.grid.bits < 8 else own["codes"]
+    N, K = shape
+    k = own["outliers"].shape if "outliers" in own else (0,)
+    wanted = {"codes": (codes, np.int8, shape), "scale": (own["scale"], scheme.scale_format.storage, scheme.scale_shape(shape)),
+              "zero_point": (own.get("zero_point"), np.int8, scheme.scale_shape(shape)),
+              "divide": (own.get("divide"), np.float32, (K,)), "outliers": (own.get("outliers"), np.int32, k),
+              "columns": (own.get("columns"), np.float16, (N, *k))}
+    for key, (array, dtype, size) in wanted.items():
+        if array is not None and (array.dtype != dtype or array.shape != size):
+            raise damaged(name, f"{key} is {array.dtype} {array.shape} instead of {np.dtype(dtype)} {size}")
+    check_values(name, codes, own, scheme, K)
+    weight = Quantized(codes, own["scale"], None if scheme.symmetric else own["zero_point"], scheme)
+    return QuantizedMatrix(weight, own.get("divide"), own.get("outliers"), own.get("columns"), layer["int8"])
+
+
+def check_values(name: str, codes: np.ndarray, own: dict[str, np.ndarray], scheme: Scheme, K: int) -> None:
+    """MiniLLMError for codes and zero points off the grid, and for scales, divisors and channels that cannot be."""
+    for key, values in (("code", codes), ("zero point", own.get("zero_point", codes[:0]))):
+        if values.size and (values.min() < scheme.grid.lowest or values.max() > scheme.grid.highest):
+            raise damaged(name, f"a {key} of {values.min()} or {values.max()} on {scheme.grid.lowest} ... {scheme.grid.highest}")
+    for key in ("scale", "divide"):
+        values = own.get(key, np.ones(1, np.float32))
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise damaged(name, f"a {key} of {values.min()}: all must be finite and above 0")
+    outliers = own.get("outliers", np.zeros(0, np.int32))
+    if len(outliers) and (outliers.min() < 0 or outliers.max() >= K):
+        raise damaged(name, f"an outlier channel {outliers.max()} of {K}")
+
+
+def damaged(name: str, what: str) -> MiniLLMError:
+    return MiniLLMError(f"{name} in the file of codes: {what}; the file is damaged, convert the model again")
 
 
 def scheme_to_json(scheme: Scheme) -> dict:
