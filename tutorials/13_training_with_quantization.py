@@ -159,7 +159,7 @@ assert paper > 1.5 * best
 
 # %%
 SEEDS = [1] if QUICK else [1, 2, 3]
-FIRST, MORE = (20, 8) if QUICK else (300, 100)
+FIRST, MORE = (12, 6) if QUICK else (300, 100)
 OPTIONS = TrainOptions(layers=1 if QUICK else 2, heads=4, channels=64, steps=FIRST, warmup=20, eval_every=0, watch_every=0)
 FURTHER = {"steps": MORE, "lr": 5e-4, "min_lr": 2e-5, "warmup": 5}
 data = load_data(OPTIONS)
@@ -317,9 +317,9 @@ print(table(["in int8", "median layer: signal over noise dB"], [[name, f"{db:.1f
 
 # %% [markdown]
 # What does most to it is the input gradient, and of it the head's product: with the head left in float32, a place that
-# a recipe names, all three products in int8 do little. What is special about the head? The cotangent of the logits is p
-# - 1 for the right character and p for all others, most of them small, and the scale of its row is set by the one that
-# is near -1.
+# a recipe names, all three products in int8 do little. What is special about the head? The cotangent of a logit is the
+# probability p of its character, less 1 if it is the right one. Most are small, and the one near -1 sets the scale of
+# its row.
 
 # %%
 model = under(firsts[SEEDS[0]], PRESETS["float32"])
@@ -346,7 +346,7 @@ if not QUICK:
 # And what the switches do to training: the same runs from the start, with several seeds.
 
 # %%
-SHORT = dataclasses.replace(OPTIONS, steps=10 if QUICK else 100)
+SHORT = dataclasses.replace(OPTIONS, steps=5 if QUICK else 100)
 losses = {name: [] for name in recipes}
 for seed in SEEDS:
     options = dataclasses.replace(SHORT, seed=seed)
