@@ -160,7 +160,7 @@ assert paper > 1.5 * best
 
 # %%
 SEEDS = [1] if QUICK else [1, 2, 3]
-FIRST, MORE = (20, 8) if QUICK else (300, 100)
+FIRST, MORE = (12, 6) if QUICK else (300, 100)
 OPTIONS = TrainOptions(layers=1 if QUICK else 2, heads=4, channels=64, steps=FIRST, warmup=20, eval_every=0, watch_every=0)
 FURTHER = {"steps": MORE, "lr": 5e-4, "min_lr": 2e-5, "warmup": 5}
 data = load_data(OPTIONS)
@@ -293,7 +293,7 @@ if not QUICK:
 # %%
 SWITCHES = {"forward": "int8-forward", "input gradient": "int8-input-gradient", "weight gradient": "int8-weight-gradient",
             "SwitchBack: the first two": "int8-switchback", "all three": "int8-all"}
-HEAD_LEFT_OUT = "input gradient, but not the head's"
+HEAD_LEFT_OUT = "all three, but not the head's"
 
 
 def with_products(name, head=None):
@@ -310,17 +310,17 @@ def gradients(recipe):
 float32_gradients, noise = gradients(PRESETS["float32"]), {}
 linears = [name for name, g in float32_gradients.items() if name.startswith("block") and g.ndim == 2]
 recipes = {name: with_products(products) for name, products in SWITCHES.items()}
-recipes[HEAD_LEFT_OUT] = with_products("int8-input-gradient", head="float32")
+recipes[HEAD_LEFT_OUT] = with_products("int8-all", head="float32")
 for name, recipe in recipes.items():
     found = gradients(recipe)
     noise[name] = float(np.median([sqnr_db(float32_gradients[p], found[p]) for p in linears]))
 print(table(["in int8", "median layer: signal over noise dB"], [[name, f"{db:.1f}"] for name, db in noise.items()]))
 
 # %% [markdown]
-# What does most to it is the input gradient, and of it the head's product alone: with that one left in float32, a place
-# that a recipe names, nothing is left of the noise. What is special about it? The cotangent of the logits is p - 1 for
-# the right character and p for all others, most of them small, and the scale of its row is set by the one that is near
-# -1.
+# What does most to it is the input gradient, and of it the head's product: with the head left in float32, a place that
+# a recipe names, all three products in int8 do little. What is special about the head? The cotangent of a logit is the
+# probability p of its character, less 1 if it is the right one. Most are small, and the one near -1 sets the scale of
+# its row.
 
 # %%
 model = under(firsts[SEEDS[0]], PRESETS["float32"])
@@ -337,7 +337,7 @@ print(f"{lost:.0%} of the codes are 0; signal over noise is {one_by_one:.1f} dB 
 if not QUICK:
     assert lost > 0.5
     assert summed < one_by_one - 10
-    assert noise["input gradient"] < 15 < 25 < min(noise["forward"], noise["weight gradient"], noise[HEAD_LEFT_OUT])
+    assert noise["input gradient"] < 15 < 20 < min(noise["forward"], noise["weight gradient"], noise[HEAD_LEFT_OUT])
 
 # %% [markdown]
 # Token by token the product is as good as int8 makes it. But probabilities that become 0 were all rounded *down*: the
@@ -347,7 +347,7 @@ if not QUICK:
 # And what the switches do to training: the same runs from the start, with several seeds.
 
 # %%
-SHORT = dataclasses.replace(OPTIONS, steps=10 if QUICK else 100)
+SHORT = dataclasses.replace(OPTIONS, steps=5 if QUICK else 100)
 losses = {name: [] for name in recipes}
 for seed in SEEDS:
     options = dataclasses.replace(SHORT, seed=seed)
@@ -363,13 +363,16 @@ assert all(abs(gap) < 0.05 for gaps in losses.values() for gap in gaps)
 if not QUICK:
     cost = {name: np.mean(gaps) for name, gaps in losses.items()}
     assert abs(cost["forward"]) < 0.002
-    assert abs(cost[HEAD_LEFT_OUT]) < cost["input gradient"]
+    assert abs(cost[HEAD_LEFT_OUT]) < cost["all three"] / 2
     assert cost["SwitchBack: the first two"] < cost["all three"]
 
 # %% [markdown]
-# In the loss two products show: the input gradient, all of whose cost is the head's again, and the weight gradient, which
-# costs most and is the one that SwitchBack keeps in float. It alone sums over all tokens, K = batch x context, so that
-# one scale has to do for a channel over the whole batch; and the noise of a sum grows with its length. Here that is 768
-# values; in the paper's batches it is tens of thousands.
+# In the loss both gradients show, where this was written by +0.004 nats (the input's) and +0.010 (the weights'), and
+# the forward product does not. It is the head again: without it hardly anything is left. In the gradient of its weights
+# a scale belongs to a character over the whole batch, is set by the tokens that this character follows, and all other
+# tokens' small probabilities become 0.
 #
-# The forward product in int8 costs nothing. First and last layers are often left out: here it is the last that matters.
+# SwitchBack keeps the weight gradient in float because it alone sums over all tokens, K = batch x context, and the
+# noise of a sum grows with its length. Here that is 768 values, in the paper's batches tens of thousands. So in a small
+# model one layer matters more than the kind of product. First and last layers are often left out of quantization, and a
+# recipe can do so by their places.
