@@ -115,7 +115,7 @@ class Context:
 
     def address(self, op: str) -> Address:
         """The address of the next op of this name here; calling it counts."""
-        at = current_scope(), op
+        at = _here.place, op
         number = self.numbers[at] = self.numbers.get(at, -1) + 1
         return Address(*at, number)
 
@@ -123,6 +123,10 @@ class Context:
         """64 bits for the random numbers of one op in one phase."""
         words = repr((int(self.seed), int(self.step), int(self.micro), tuple(address), phase)).encode()
         return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
+
+    def cotangent_of(self, format: Format) -> Format:
+        """The format of the cotangent of a tensor in this format."""
+        return format if self.cotangents is None or format.bits >= 32 else self.cotangents
 
     def round(self, exact, format: Format, phase: str, address: Address):
         """Round a result (phase "forward") or a cotangent ("backward") the way this context says; itself if nothing is to round."""

@@ -7,6 +7,7 @@ likewise.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -64,11 +65,11 @@ class Kernel:
     name: str
     serves: Callable = always
 
-    @property
+    @cached_property
     def forward(self) -> Callable:
         return getattr(kernels.load(self.room), self.name)
 
-    @property
+    @cached_property
     def vjp(self) -> Callable:
         return getattr(kernels.load(self.room), f"{self.name}_vjp")
 

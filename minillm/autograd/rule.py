@@ -26,7 +26,8 @@ class Rule:
         self.defaults = dict(spec.kwonlydefaults or {})
         self.static = frozenset(spec.kwonlyargs)
         self.takes_key = "key" in spec.kwonlyargs
-        self.backward, self.reads, self.reads_inputs, self.reads_shapes, self.reads_more = None, frozenset(), (), (), frozenset()
+        self.backward, self.reads = None, frozenset()
+        self.reads_inputs = self.reads_shapes = self.reads_static = self.reads_more = ()
         if self.name in RULES:
             raise MiniLLMError(f"there is a rule {self.name!r} already: give this one another name")
         RULES[self.name] = self
@@ -37,7 +38,8 @@ class Rule:
         self.backward, self.reads = backward, frozenset(spec.args[2:]) | frozenset(spec.kwonlyargs)
         self.reads_inputs = tuple((x, i) for i, x in enumerate(self.inputs) if x in self.reads)
         self.reads_shapes = tuple((f"{x}_shape", i) for i, x in enumerate(self.inputs) if f"{x}_shape" in self.reads)
-        self.reads_more = self.reads.difference(name for name, _ in self.reads_inputs + self.reads_shapes)
+        self.reads_static = tuple(self.reads & self.static)
+        self.reads_more = tuple(self.reads - self.static - {name for name, _ in self.reads_inputs + self.reads_shapes})
 
     def names(self, count: int) -> tuple[str, ...]:
         """The names of `count` inputs; parts of a variadic op share one name. MiniLLMError for more than the op takes."""

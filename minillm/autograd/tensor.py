@@ -145,6 +145,9 @@ def tensor(values, format: Format = FLOAT32, name: str | None = None) -> Tensor:
     return Tensor(np.asarray(round_to(np.asarray(values), format)), format, name=name)
 
 
+NOTHING = {}
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """One op in the graph. It points at nodes and leaves, never at their arrays: only what the vjp names is alive."""
@@ -153,7 +156,7 @@ class Node:
     kernel: Kernel | None    # that forward was computed with, and so the vjp
     parents: tuple
     kept: dict | None
-    format: Format           # of the output, and so of its cotangent
+    cotangent: Format        # of the output's: its own, or what the recipe names for narrow ones
     shape: tuple
     compute: type
     address: Address
@@ -161,17 +164,26 @@ class Node:
 
 
 def common_format(rule: Rule, names, inputs) -> Format:
-    """The one format of the inputs; those that a rule allows to be wide may have the same or a wider one."""
+    """The format of the first input that no rule allows to be wider than the others."""
     for name, x in zip(names, inputs, strict=True):
         if isinstance(x, Tensor) and name not in rule.wide:
-            given = x.format
-            break
-    else:
-        raise MiniLLMError(f"{rule.name} needs a Tensor among its inputs: make one with minillm.tensor(values)")
+            return x.format
+    raise MiniLLMError(f"{rule.name} needs a Tensor among its inputs: make one with minillm.tensor(values)")
+
+
+def taken_apart(rule: Rule, names, inputs, given: Format) -> tuple[list, list]:
+    """The inputs' arrays, and of each where its cotangent goes, None for nowhere. They are of one format, wide ones of a wider."""
+    arrays, parents = [], []
     for name, x in zip(names, inputs, strict=True):
-        if isinstance(x, Tensor) and (x.format is not given or name in rule.plain):
-            check_format(rule, name, x, given)
-    return given
+        if isinstance(x, Tensor):
+            if x.format is not given or name in rule.plain:
+                check_format(rule, name, x, given)
+            arrays.append(x.data)
+            parents.append(x.node or (x if x.name else None))
+        else:
+            arrays.append(x if x is None else stored(rule, name, x, given.compute))
+            parents.append(None)
+    return arrays, parents
 
 
 def check_format(rule, name, x, given):
@@ -186,7 +198,7 @@ def check_format(rule, name, x, given):
 
 def stored(rule: Rule, name: str, x, compute):
     """The array behind an input that is no tensor: a number's in the compute format, a plain one where the rule takes one."""
-    if x is None or name in rule.plain:
+    if name in rule.plain:
         return x
     if isinstance(x, numbers.Real):
         return np.asarray(x, compute)
@@ -202,49 +214,51 @@ def as_array(x):
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 
-def evaluate(rule, kernel, names, arrays, static, compute, half):
-    """The values in the compute format, and extras; a kernel may round them to float16 on their way to memory: `half`."""
-    if kernel:
-        out = kernel.forward(*arrays, **static, out=np.float16 if half else compute)
-    else:
-        xp = array_module(next(a for a in arrays if a is not None))
-        wide = (a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True))
-        with np.errstate(all="ignore"):                  # infinities and NaN are values here: they travel and are reported
-            out = rule.forward(xp, *wide, **static)
-    exact, extras = out if isinstance(out, tuple) else (out, {})
-    return as_array(exact), extras
+def by_rule(rule, names, arrays, static, compute):
+    """What the rule makes of arrays, in the compute format."""
+    xp = array_module(next(a for a in arrays if a is not None))
+    wide = (a if n in rule.plain else widened(a, compute) for n, a in zip(names, arrays, strict=True))
+    with np.errstate(all="ignore"):                      # infinities and NaN are values here: they travel and are reported
+        out = rule.forward(xp, *wide, **static)
+    return (as_array(out[0]), out[1]) if isinstance(out, tuple) else as_array(out)
 
 
 def apply(rule: Rule, *inputs, context: Context = PLAIN, result: Format | None = None, **static) -> Tensor:
     """The one dispatcher: check formats, compute wide, round once into `result`, tell who watches, keep what the vjp reads."""
-    inputs += (None,) * (len(rule.inputs) - len(inputs))
+    if len(inputs) < len(rule.inputs):
+        inputs += (None,) * (len(rule.inputs) - len(inputs))
     names = rule.names(len(inputs))
     given = common_format(rule, names, inputs)
+    arrays, parents = taken_apart(rule, names, inputs, given)
     result, static, address = result or given, rule.defaults | static, context.address(rule.name)
     if rule.takes_key and static.get("products") is not FLOAT32_PRODUCTS:     # those draw nothing, and a key takes 4 us
         static["key"] = context.key(address, "rule")
-    arrays = [x.data if isinstance(x, Tensor) else stored(rule, n, x, given.compute) for n, x in zip(names, inputs, strict=True)]
-    kernel = kernel_for(rule, given.compute, static, arrays)
-    seen = watched()
-    half = kernel is not None and result is FLOAT16 and context.forward == "nearest_even" and not seen
-    exact, extras = evaluate(rule, kernel, names, arrays, static, given.compute, half)
-    data = exact if half else context.round(exact, result, "forward", address)
+    kernel, seen = kernel_for(rule, given.compute, static, arrays), watched()
+    if kernel is None:
+        out = by_rule(rule, names, arrays, static, given.compute)
+    else:                                        # which may round on the way to memory, where nobody wants the exact values
+        half = result is FLOAT16 and context.forward == "nearest_even" and not seen
+        out = kernel.forward(*arrays, **static, out=np.float16 if half else given.compute)
+    exact, extras = out if isinstance(out, tuple) else (out, NOTHING)
+    data = context.round(exact, result, "forward", address)
     if seen:
         tell("forward", address, exact, data, result, rule, inputs, static)
-    parents = tuple([(x.node or (x if x.name else None)) if isinstance(x, Tensor) else None for x in inputs])
     if not context.record or parents.count(None) == len(parents):
         return Tensor(data, result)
-    kept = remembered(rule, arrays, parents, {**static, **extras, "y": data})
-    return Tensor(data, result, Node(rule, kernel, parents, kept, result, data.shape, given.compute, address, context))
+    kept = remembered(rule, arrays, parents, static, extras, data)
+    node = Node(rule, kernel, tuple(parents), kept, context.cotangent_of(result), data.shape, given.compute, address, context)
+    return Tensor(data, result, node)
 
 
-def remembered(rule, arrays, parents, known: dict) -> dict:
-    """What the vjp names, and nothing else, each in the format that it has; `known`: what is not an input or about inputs."""
+def remembered(rule, arrays, parents, static, extras, y) -> dict:
+    """What the vjp names, and nothing else, each in the format that it has."""
     kept = {name: arrays[i] for name, i in rule.reads_inputs}
     for name, i in rule.reads_shapes:
         kept[name] = None if arrays[i] is None else arrays[i].shape
+    for name in rule.reads_static:
+        kept[name] = static[name]
     for name in rule.reads_more:
-        kept[name] = about_all(name, arrays, parents) if name in ("shapes", "needs") else known[name]
+        kept[name] = extras[name] if name in extras else y if name == "y" else about_all(name, arrays, parents)
     return kept
 
 
@@ -260,11 +274,11 @@ def topological(root) -> list:
         at = stack.pop()
         if at is None:                       # everything behind the next one is in the list
             order.append(stack.pop())
-        elif id(at) not in seen:
-            seen.add(id(at))
+        elif at not in seen:
+            seen.add(at)
             if isinstance(at, Node):
                 stack += at, None
-                stack += [p for p in at.parents if p is not None and id(p) not in seen]
+                stack += [p for p in at.parents if p is not None and p not in seen]
             else:                            # behind a leaf there is nothing
                 order.append(at)
     order.reverse()
@@ -281,23 +295,24 @@ def backward(loss: Tensor) -> dict:
         raise MiniLLMError("backward: this graph was walked already, or never recorded (no_record, or no tensor with a name)")
     if loss.size != 1:
         raise MiniLLMError(f"backward needs a loss of one value, not of shape {loss.shape}: take its mean or sum")
-    xp, order = array_module(loss.data), topological(loss.node)
-    arriving, gradients, leaves = {id(loss.node): xp.ones(loss.shape, loss.node.compute)}, {}, {}
-    uses = Counter(id(p) for at in order if isinstance(at, Node) for p in at.parents)
-    to_come = uses.copy()
+    xp, order, seen = array_module(loss.data), topological(loss.node), watched()
+    arriving, gradients, leaves = {loss.node: xp.ones(loss.shape, loss.node.compute)}, {}, {}
+    uses = Counter([p for at in order if isinstance(at, Node) for p in at.parents])
+    to_come = dict(uses)
     with np.errstate(all="ignore"):                          # infinities of both signs may meet
         for at in order:
-            exact = arriving.pop(id(at))
+            exact = arriving.pop(at)
             if isinstance(at, Tensor):
                 if leaves.setdefault(at.name, at) is not at:
                     raise MiniLLMError(f"backward: two leaves are named {at.name!r}: give each its own name")
-                gradients[at.name] = received(exact, at.format, Address(at.name, "gradient", 0), loss.node.context)
+                gradients[at.name] = received(exact, at.format, at, loss.node.context, seen)
                 continue
-            for parent, share in zip(at.parents, cotangents(xp, at, exact, uses), strict=True):
+            g = received(exact, at.cotangent, at, at.context, seen)
+            for parent, share in zip(at.parents, cotangents(xp, at, g, uses), strict=True):
                 if parent is not None:
-                    here = arriving.get(id(parent))
-                    arriving[id(parent)] = share if here is None else added(here, share, share_type(parent, at.compute, to_come))
-                    to_come[id(parent)] -= 1
+                    here = arriving.get(parent)
+                    arriving[parent] = share if here is None else added(here, share, share_type(parent, at.compute, to_come))
+                    to_come[parent] -= 1
             at.kept, at.parents = None, ()
     return gradients
 
@@ -305,22 +320,18 @@ def backward(loss: Tensor) -> dict:
 def added(here, share, out):
     """Two shares of one cotangent summed in the compute format; a kernel may round the last sum on its way to memory."""
     kernel = kernel_for(RULES["add"], here.dtype.type, {}, (here, share))
-    return kernel.forward(here, share, out=out) if kernel else here + share
+    return kernel.forward(here, share, out=out) if kernel else as_array(here + share)
 
 
-def received(exact, format, address, context):
-    """A cotangent as its tensor receives it, rounded once: a kernel's share in the format already is left alone."""
-    target = format if address.op == "gradient" else cotangent_format(format, context)
-    exact = as_array(exact)
-    rounded = context.round(exact, target, "backward", address)
-    if watched():
-        tell("backward", address, exact, rounded, target)
+def received(exact, format, at, context, seen):
+    """What has arrived at a node or leaf, rounded once into a format; a share that a kernel rounded to it is left alone."""
+    if exact.dtype == format.storage and not format.simulated and not seen:
+        return exact
+    address = at.address if isinstance(at, Node) else Address(at.name, "gradient", 0)
+    rounded = context.round(exact, format, "backward", address)
+    if seen:
+        tell("backward", address, exact, rounded, format)
     return rounded
-
-
-def cotangent_format(format, context):
-    """The format of a node's cotangent: its tensor's, or what the recipe names for narrow ones."""
-    return format if context.cotangents is None or format.bits >= 32 else context.cotangents
 
 
 def share_type(parent, compute, shares) -> type:
@@ -328,28 +339,25 @@ def share_type(parent, compute, shares) -> type:
 
     So not where it is one of several shares, nor where the exact values are looked at. Leaves round their own gradient.
     """
-    half = isinstance(parent, Node) and cotangent_format(parent.format, parent.context) is FLOAT16
-    once = half and shares[id(parent)] == 1 and parent.context.backward == "nearest_even" and not watched()
+    if not isinstance(parent, Node) or parent.cotangent is not FLOAT16:
+        return compute
+    once = shares[parent] == 1 and parent.context.backward == "nearest_even" and not watched()
     return np.float16 if once else compute
 
 
-def cotangents(xp, node, exact, uses):
-    """Round what has arrived at a node and pass it through the rule: a cotangent for each parent, of the parent's shape.
-
-    They are wide, but where a kernel may round them.
-    """
+def cotangents(xp, node, g, uses):
+    """Pass a cotangent through a node's rule: one for each parent, of the parent's shape; wide, but where a kernel may round it."""
     if node.rule.backward is None:
         raise MiniLLMError(f"{node.rule.name} has no vjp: detach() its result if no gradient is wanted")
     if node.kept is None:
         raise MiniLLMError(f"backward: a part of this graph, up to {node.address}, was walked already: add the losses, walk once")
-    g = received(exact, node.format, node.address, node.context)
     if node.kernel:
         out = tuple([share_type(p, node.compute, uses) for p in node.parents])
         shares = node.kernel.vjp(g, **node.kept, out=out)
     else:
         out = (node.compute,) * len(node.parents)
         kept = {n: v if n in node.rule.plain else widened(v, node.compute) for n, v in node.kept.items()}
-        shares = node.rule.backward(xp, widened(g, node.compute), **kept)
+        shares = [as_array(share) for share in node.rule.backward(xp, widened(g, node.compute), **kept)]
     for parent, share, kind in zip(node.parents, shares, out, strict=True):
         if parent is not None and (share is None or share.shape != parent.shape or share.dtype.type is not kind):
             found = "nothing" if share is None else f"{share.dtype} {share.shape}"

@@ -69,15 +69,16 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
 
 def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> None:
     """Add one micro-batch's gradients to the sum so far: in float32, rounded once into the format in which they are summed."""
+    seen = watched()
     with np.errstate(all="ignore"):
         for name in [name for name in parameters if name in found]:          # not a set: its order changes with the process
-            if name not in total and parameters[name].format is format and not watched():
+            if name not in total and parameters[name].format is format and not seen:
                 total[name] = found[name]                    # nothing to add, and it was rounded already
                 continue
             g = widen(found[name], np.float32)
             exact = widen(total[name], np.float32) + g if name in total else g
             total[name] = round_to(exact, format)
-            if watched():
+            if seen:
                 tell("accumulate", Address(name, "gradient", 0), exact, total[name], format)
 
 
