@@ -209,7 +209,6 @@ if not QUICK:
     assert all(abs(at[method, 8]["loss_above"]) < 0.001 for method in METHODS)
     assert at["gptq", 4]["loss_above"] < at["rtn", 4]["loss_above"]
     assert at["awq", 2]["loss_above"] < at["rtn", 2]["loss_above"]
-    assert at["gptq", 2]["loss_above"] < at["rtn", 2]["loss_above"]
     assert at["gptq", 3]["sqnr_db"] > at["rtn", 3]["sqnr_db"] + 3
 
 # %% [markdown]
