@@ -331,7 +331,7 @@ MUTANTS = [
            "for i in range(1 if self.shape.shared else self.shape.layers)", "bert.albert_passes_one_block_many_times"),
     Mutant("a pickle may ask for anything", torch_file.known, "name not in (DICTIONARY, TENSOR, *NUMBERS)", "False",
            "pretrained.a_pickle_that_asks_for_something_else_is_refused"),
-    Mutant("GPTQ corrects nothing", gptq.gptq, "W[:, order[i:]] -=", "_ =",
+    Mutant("GPTQ corrects nothing", gptq.gptq, "W[:, i:] -=", "_ =",
            "conversion.gptq_corrects_as_solving_for_the_rest_would", (False,)),
     Mutant("GPTQ in the order of its columns", gptq.gptq, "if activation_order else np.arange", "if False else np.arange",
            "conversion.gptq_corrects_as_solving_for_the_rest_would", (True,)),

@@ -16,21 +16,21 @@ def gptq(weight: np.ndarray, inputs: np.ndarray, scheme: Scheme, activation_orde
 
     The scale of a group is that of its weights as corrected when their turn comes; with an order, that of the weights as they were.
     """
-    W, H = weight.copy(), hessian(inputs)                                      # (N,K) f32, (K,K) f64
+    H = hessian(inputs)                                                        # (K,K) f64
     order = np.argsort(-np.diag(H), kind="stable") if activation_order else np.arange(len(H))
     U = inverse_factor(H[np.ix_(order, order)])                                # (K,K) f32, upper triangle
-    W[:, np.diag(H) == 0] = 0                                                  # inputs that are always 0 need no weight
-    start, codes = quantize(W, scheme), np.empty(W.shape, np.int8)
+    needed = np.where(np.diag(H) == 0, np.float32(0), weight)                  # inputs that are always 0 need no weight
+    W, start, codes = needed[:, order], quantize(needed, scheme), np.empty(weight.shape, np.int8)
     scale, zero = start.scale.copy(), np.zeros(start.scale.shape, np.int8) if scheme.symmetric else start.zero_point.copy()
     for i, k in enumerate(order):
         at = place(scheme, k)
         if scheme.granularity == "group" and k % scheme.group == 0 and not activation_order:
-            scale[at], found = scale_and_zero_point(*extent(W[:, k:k + scheme.group]), scheme)
+            scale[at], found = scale_and_zero_point(*extent(W[:, i:i + scheme.group]), scheme)
             zero[at] = 0 if scheme.symmetric else found
-        codes[:, k] = codes_of(W[:, k], scale[at], zero[at], scheme)
+        codes[:, k] = codes_of(W[:, i], scale[at], zero[at], scheme)
         value = (codes[:, k] - zero[at].astype(np.int16)) * scale[at].astype(np.float32)
-        error = (W[:, k] - value) / U[i, i]                                    # (N,) f32
-        W[:, order[i:]] -= error[:, None] * U[i, i:]
+        error = (W[:, i] - value) / U[i, i]                                    # (N,) f32
+        W[:, i:] -= error[:, None] * U[i, i:]
     return QuantizedMatrix(Quantized(codes, scale, None if scheme.symmetric else zero, scheme))
 
 

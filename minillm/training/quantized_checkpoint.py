@@ -86,7 +86,8 @@ def matrix_in(name: str, shape: tuple[int, ...], layer: dict, own: dict[str, np.
             raise damaged(name, f"{key} is {array.dtype} {array.shape} instead of {np.dtype(dtype)} {size}")
     check_values(name, codes, own, scheme, K)
     weight = Quantized(codes, own["scale"], None if scheme.symmetric else own["zero_point"], scheme)
-    return QuantizedMatrix(weight, own.get("divide"), own.get("outliers"), own.get("columns"), layer["int8"])
+    return QuantizedMatrix(weight, own.get("divide"), own.get("outliers"), own.get("columns"), layer["int8"],
+                           layer["normalized"])
 
 
 def check_values(name: str, codes: np.ndarray, own: dict[str, np.ndarray], scheme: Scheme, K: int) -> None:
