@@ -142,7 +142,7 @@ CASES = {name: list(cases) for name, cases in {
                       + of([(2, 8)], lowest=-1, highest=1, rows=4) + of([(0, 3)], lowest=-7, highest=7, rows=0)],
     "lsq": [((normal(*shape), positive(*steps)), {"lowest": -8, "highest": 7})
             for shape, steps in (((3, 4), (3,)), ((3, 4), ()), ((2, 8), (2, 2)), ((0, 3), (0,)), ((40,), (1,)))],
-    "share_of_range": [((normal(*shape), normal(*shares) / 100), {"lowest": -8, "highest": 7})
+    "share_of_range": [((normal(*shape), np.asarray(normal(*shares) / 100)), {"lowest": -8, "highest": 7})
                        for shape, shares in (((3, 4), (3,)), ((3, 4), ()), ((2, 8), (2, 2)), ((0, 3), (0,)), ((40,), (1,)))],
     "ternarize": of(SHAPES),
     "bce_with_logits": binary(normal), "bce": binary(shares),

@@ -7,12 +7,10 @@ import pytest
 from minillm.plotting import quantized_training, style
 
 CASES = {
-    quantized_training.lines: ({"w": ([0, 1], [1.0, 2.0]), "rounded": ([0, 1], [1.0, 2.0])},),
     quantized_training.among_codes: ({"float32": np.linspace(-9, 2, 50), "ternary": np.linspace(-1, 1, 50)},),
     quantized_training.by_seed: ({"rounded": [0.1, 0.3], "GPTQ": [-0.1, 0.1]},),
 }
-LABELS = {quantized_training.lines: {"xlabel": "step (a number)", "ylabel": "value (a number)"},
-          quantized_training.by_seed: {"xlabel": "loss (nats)"}}
+LABELS = {quantized_training.by_seed: {"xlabel": "loss (nats)"}}
 
 
 def drawn(draw, path):

@@ -161,6 +161,8 @@ def test_what_cannot_be_converted_is_refused_and_nothing_is_overwritten(runs, sa
                        (["train", "--resume", codes, "--steps", 20], "already quantized"),
                        (["train", "--from", codes, "--out", tmp_path / "q"], "already quantized"),
                        (["sample", codes, "--weights", "int8"], "already quantized"),
+                       (["sample", runs / "bitnet-b1.58", "--weights", "float32"], "has ternary weights"),
+                       (["bits", runs / "bitnet-b1.58", "--out", tmp_path / "q", "--calibrate", 4], "have no other number of bits"),
                        (["quantize", runs / "float32", "--out", codes], "exists"),
                        (["quantize", runs / "float32", "--out", runs / "float32", "--force"], "give another --out"),
                        (["quantize", runs / "bitnet-b1.58", "--out", tmp_path / "q"], "convert it by --scheme ternary"),

@@ -5,6 +5,7 @@ import numpy as np
 
 from minillm.autograd.tensor import Tensor
 from minillm.conversion.rounding import round_to_nearest
+from minillm.conversion.trained import trained_ternary
 from minillm.errors import MiniLLMError, unknown
 from minillm.formats import Format
 from minillm.nn import Embedding, Linear, Module, QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
@@ -24,6 +25,9 @@ def in_weights(model: Module, name: str) -> Module:
     """
     if name not in WEIGHTS:
         raise unknown("weights", name, WEIGHTS)
+    if trained_ternary(model):
+        raise MiniLLMError(f"recipe {model.ops.recipe.name} has ternary weights, and of its inputs it makes codes: sample without "
+                           "--weights, or from what minillm quantize --scheme ternary makes of it")
     copy = under(model, WEIGHTS[name])
     return to_int8(copy) if name == "int8" else copy
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minillm.conversion.convert import BITS, INT8_ONLY, METHODS, Conversion, convert
+from minillm.conversion.trained import trained_ternary
 from minillm.errors import MiniLLMError
 from minillm.experiments.quantize import Trained, prepared
 from minillm.experiments.tables import table
@@ -27,6 +28,10 @@ def bits(paths: list[str], granularity: str = "group", group: int = 32, calibrat
     ways = conversions(granularity, group)
     check_folder(out)
     runs = [prepared(path, calibrate_with) for path in paths]
+    for run in runs:
+        if trained_ternary(run.model):
+            raise MiniLLMError(f"recipe {run.model.ops.recipe.name} was trained with ternary weights, which have no other "
+                               "number of bits: give runs of other recipes")
     exact = [validation_loss(run.exact, run.validation)[0] for run in runs]
     rows = [row(how, runs, exact) for how in tqdm(ways, "bits", disable=quiet, leave=False)]
     title = f"{len(runs)} trained run{'s' * (len(runs) > 1)}, {by(granularity, group)}"

@@ -129,8 +129,9 @@ def _scale_in(cache, t, head):
 @overload(write_row)
 def _write_row(cache, t, x):
     if not isinstance(cache, types.BaseTuple):
-        def row(cache, t, x):
-            cache[t] = x
+        def row(cache, t, x):                  # a loop: for `cache[t] = x` numba puts in a message that computes in double
+            for c in range(x.size):
+                cache[t, c] = x[c]
         return row
 
     def codes(cache, t, x):
