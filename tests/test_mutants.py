@@ -307,7 +307,7 @@ MUTANTS = [
     Mutant("of an int8 product only the last part", int8_products.int8_product, "total = total + part", "total = part",
            "generation.int8_products_are_exact", ("off", 3000)),
     Mutant("a zero point added after rounding", affine.codes_of, "halves(quotient + zero_point)", "halves(quotient) + zero_point",
-           "affine.ties_go_where_the_scheme_says"),
+           "affine.a_zero_point_outside_the_rounding_differs_at_every_tie_to_even_where_it_is_odd"),
     Mutant("integers wrap", affine.codes_of, "np.clip(code, scheme.grid.lowest, scheme.grid.highest)", "((code + 128) % 256 - 128)",
            "affine.error_counts_what_was_clipped_and_how_far"),
     Mutant("a quotient rounded to float32 first", affine.codes_of, "dtype=np.float64", "dtype=np.float32",

@@ -24,7 +24,6 @@ import statistics
 import numpy as np
 
 from minillm.conversion.awq import POWERS, output_error, scaled
-from minillm.conversion.calibration import calibrate
 from minillm.conversion.convert import Conversion, both_uses, convert
 from minillm.conversion.gptq import gptq, hessian
 from minillm.conversion.rounding import round_to_nearest
@@ -137,8 +136,8 @@ for seed in SEEDS:
     data = load_data(options)
     run = new_run(options, data)
     follow(run, quiet=True)
-    found = calibrate(run.model, [random_batch(data.train, 32, options.context, (seed, i)) for i in range(2)])
-    runs.append(Trained(run.model, run.model, options, found, data.validation[:64 * (20 if QUICK else 200)]))
+    batches = [random_batch(data.train, 32, options.context, (seed, i)) for i in range(2)]
+    runs.append(Trained(run.model, run.model, options, batches, data.validation[:64 * (20 if QUICK else 200)]))
 exact = [validation_loss(run.model, run.validation)[0] for run in runs]
 print("float32:", ", ".join(f"{loss:.4f}" for loss in exact), "nats")
 

@@ -367,7 +367,7 @@ if not QUICK:
     assert cost["SwitchBack: the first two"] < cost["all three"]
 
 # %% [markdown]
-# In the loss both gradients show, where this was written by +0.004 nats (the input's) and +0.010 (the weights'), and
+# In the loss both gradients show, where this was written by +0.005 nats (the input's) and +0.011 (the weights'), and
 # the forward product does not. It is the head again: without it hardly anything is left. In the gradient of its weights
 # a scale belongs to a character over the whole batch, is set by the tokens that this character follows, and all other
 # tokens' small probabilities become 0.

@@ -26,12 +26,12 @@ def bits(paths: list[str], granularity: str = "group", group: int = 32, calibrat
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise MiniLLMError(f"a run stands twice in {' '.join(map(str, paths))}: its seed would count double")
     ways = conversions(granularity, group)
-    check_folder(out)
     runs = [prepared(path, calibrate_with) for path in paths]
     for run in runs:
         if trained_ternary(run.model):
             raise MiniLLMError(f"recipe {run.model.ops.recipe.name} was trained with ternary weights, which have no other "
                                "number of bits: give runs of other recipes")
+    check_folder(out)
     exact = [validation_loss(run.exact, run.validation)[0] for run in runs]
     rows = [row(how, runs, exact) for how in tqdm(ways, "bits", disable=quiet, leave=False)]
     title = f"{len(runs)} trained run{'s' * (len(runs) > 1)}, {by(granularity, group)}"
