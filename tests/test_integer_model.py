@@ -185,7 +185,7 @@ def test_weights_too_far_apart_are_refused():
     model = random_model()
     model.norm.gain.data[3] = 1e30
     with pytest.raises(MiniLLMError, match="two scales are too far apart"):
-        to_integers(model, INTEGERS, calibrate(model, [batch()]), observe(random_model(), [batch()]))
+        to_integers(model, INTEGERS, calibrate(random_model(), [batch()]), observe(random_model(), [batch()]))
     with pytest.raises(MiniLLMError, match="8 to 20"):
         IntegerGPT(SHAPE, bits=21)
     with pytest.raises(MiniLLMError, match=r"ids must lie in 0 \.\.\. 18"):

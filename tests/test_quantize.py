@@ -257,25 +257,34 @@ def test_a_file_that_was_cut_off_is_one_line(damage, runs, say, tmp_path):
     assert "truncated or foreign" in err
 
 
-def with_weight(run, home, name, value):
-    """A copy of a run with one value of a weight changed."""
+def with_weight(run, home, name, value, at=5):
+    """A copy of a run with one value of a parameter changed, or those at a slice of it."""
     shutil.copytree(run, home)
     arrays, facts = read_state(home / "state.safetensors")
-    arrays[f"model/{name}"].flat[5] = value
+    arrays[f"model/{name}"].flat[at] = value
     (home / "state.safetensors").write_bytes(as_file(arrays, facts))
     return home
 
 
-@pytest.mark.parametrize(("value", "argv", "says"), [
-    (np.nan, (), "not finite"), (1e30, ("--scheme", "int4", "--granularity", "group"), "holds 1e+30, beyond float16 scales"),
-    (1e30, ("--scheme", "int4", "--method", "gptq"), "too large for the squared errors"),
-    (1e30, ("--scheme", "int4", "--method", "awq"), "too large for the squared errors")])
-def test_outliers_beyond_what_can_be_converted_are_one_line(value, argv, says, runs, say, tmp_path):
-    run = with_weight(runs / "float32", tmp_path / "run", f"{UP}.weight", value)
+@pytest.mark.parametrize(("name", "value", "argv", "says"), [
+    (f"{UP}.weight", np.nan, (), "not finite"),
+    (f"{UP}.weight", 1e6, ("--scheme", "int4", "--granularity", "group"), "holds 1e+06, beyond float16 scales"),
+    (f"{UP}.weight", 1e30, (), "a weight of block0.mlp.up.weight is 1e+30"),
+    (f"{UP}.weight", 1e30, ("--method", "full-integer"), "a weight of block0.mlp.up.weight is 1e+30"),
+    ("block0.norm2.gain", 1e30, ("--method", "gptq"), "an input of block0.mlp.up.weight is")])
+def test_outliers_beyond_what_can_be_converted_are_one_line(name, value, argv, says, runs, say, tmp_path):
+    run = with_weight(runs / "float32", tmp_path / "run", name, value)
     code, out, err = say("quantize", run, "--out", tmp_path / "q", "--calibrate", 8, "--quiet", *argv)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert says in err
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "full-integer"])
+def test_an_activation_that_is_always_the_same_does_no_harm(method, runs, say, tmp_path):
+    run = with_weight(runs / "float32", tmp_path / "run", "block0.norm2.gain", 0, at=slice(None))
+    result = quantized(say, run, tmp_path / "q", "--method", method, "--calibrate", 8)
+    assert abs(result["val_loss"] - result["val_loss_float32"]) < 0.03
 
 
 def test_a_text_with_fewer_windows_than_asked_for_is_said(runs, say, tmp_path):

@@ -40,7 +40,7 @@ METHODS: dict[str, Callable] = {"rtn": round_to_nearest, "gptq": gptq, "gptq-act
                                 "outliers": decompose, "dynamic": by_size}
 FULL_INTEGER = "full-integer"                            # of the whole model, not of one matrix: conversion/integer_model.py
 INT8_ONLY = ("smoothquant", "outliers", "dynamic", FULL_INTEGER)       # they are about inputs as int8 codes
-LARGEST = 1e8              # of weights and inputs whose products can be squared and summed in float32
+LARGEST = 1e8              # of weights and inputs: their products can be squared and summed in float32
 LEAST_ERROR = ("gptq", "gptq-act", "awq")                # they look for the least error of a layer's outputs
 
 
@@ -98,17 +98,17 @@ def convert(model: Module, how: Conversion, inputs: dict[str, np.ndarray]) -> tu
 
 
 def check_range(weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> None:
-    """MiniLLMError for weights and inputs that are too large for their scales and sums."""
+    """MiniLLMError for weights and inputs that are not finite, or so large that beside them all others become 0."""
     check_finite(weight.data)
-    scheme, largest = how.make_scheme(), float(np.abs(weight.data).max(initial=0))
+    largest = float(np.abs(weight.data).max(initial=0))
+    for what, most in (("a weight", largest), ("an input", 0 if inputs is None else float(np.abs(inputs).max(initial=0)))):
+        if most > LARGEST:
+            raise MiniLLMError(f"{what} of {weight.name} is {most:g}, and beside it all others that share its scale become 0: "
+                               "look for what made it so large")
+    scheme = how.make_scheme()
     if largest / scheme.grid.highest > scheme.scale_format.max:
         raise MiniLLMError(f"{weight.name} holds {largest:g}, beyond {scheme.scale_format.name} scales of {how.scheme} by "
                            f"{how.granularity}: take --granularity channel, or look for what made it so large")
-    if how.method in LEAST_ERROR and inputs is not None:
-        for what, most in (("a weight", largest), ("an input", float(np.abs(inputs).max(initial=0)))):
-            if most > LARGEST:
-                raise MiniLLMError(f"{what} of {weight.name} is {most:g}, too large for the squared errors that {how.method} "
-                                   "compares: take --method rtn, or look for what made it so large")
 
 
 def one_matrix(model: Module, weight: Tensor, how: Conversion, inputs: np.ndarray | None) -> QuantizedMatrix | None:

@@ -10,8 +10,7 @@ import numpy as np
 
 from minillm.autograd.rule import RULES
 from minillm.autograd.watching import Event, watch
-from minillm.conversion.convert import Conversion, Layer
-from minillm.conversion.rounding import check_finite
+from minillm.conversion.convert import Conversion, Layer, check_range
 from minillm.kernels import product
 from minillm.models.gpt import GPT
 from minillm.models.integer_gpt import RESIDUAL_BITS, IntegerGPT
@@ -79,6 +78,9 @@ def observe(model: GPT, batches: Iterable[tuple], observer: Callable = MinMax) -
 def to_integers(model: GPT, how: Conversion, inputs: dict[str, np.ndarray], ranges: Ranges, rounding: str = "single",
                 bits: int = RESIDUAL_BITS) -> tuple[IntegerGPT, list[Layer]]:
     """A float32 model in integers, and what became of each matrix. `inputs`: those of `calibrate`; bits: of the residual stream."""
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            check_range(weight, how, inputs.get(weight.name))
     work = Converter(IntegerGPT(model.shape, rounding, bits), how.make_scheme(), inputs, ranges)
     work.embeddings(model)
     for source, target in zip(model.blocks, work.target.blocks, strict=True):
@@ -151,7 +153,6 @@ class Converter:
 
     def matrix(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes (N,K) int8, and a scale (N,) float64 for each row, whatever the granularity."""
-        check_finite(weight)
         made = quantize(weight, self.scheme)
         return made.codes, np.broadcast_to(wide(made.scale), len(weight))
 
