@@ -1,6 +1,7 @@
 """What all tests share: Hypothesis draws the same examples on every run, and exhaustive tests run on request only."""
 import os
 import signal
+from pathlib import Path
 
 # Before anything loads a pool of threads: with `-n 2` two processes share the cores, and a pool that waits by spinning takes them
 # from the other. Twenty steps of a GPT of 128 channels took 21 s in each of two processes, and 1.8 s so. The numbers are the same.
@@ -44,3 +45,12 @@ def kernels_on(monkeypatch):
 @pytest.fixture
 def kernels_off(monkeypatch):
     monkeypatch.setenv("MINILLM_KERNELS", "off")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that would have been saved, for a look at what is in them; rendering is most of the time."""
+    from minillm.plotting import style
+    finished = []
+    monkeypatch.setattr(style, "save", lambda figure, path: finished.append(figure) or Path(path))
+    return finished

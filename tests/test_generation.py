@@ -315,7 +315,7 @@ def test_an_int8_cache_gives_nearly_the_logits_of_a_plain_one(recipe, kernels):
 
 
 def test_what_is_not_finite_reaches_the_logits_through_an_int8_cache():
-    model, caches = make("float32"), None
+    model = make("float32")
     for on in (True, False):
         caches = model.new_caches(int8=True)
         with pytest.MonkeyPatch.context() as patch, model.ops.context.unchanged():

@@ -131,14 +131,6 @@ def draw(case, path):
 
 
 @pytest.fixture
-def figures(monkeypatch):
-    """The figures that would have been saved, for a look at what is in them; rendering is most of the time."""
-    finished = []
-    monkeypatch.setattr(style, "save", lambda figure, path: finished.append(figure) or Path(path))
-    return finished
-
-
-@pytest.fixture
 def texts(monkeypatch):
     """Every text that was drawn (ticks outside the axis are not)."""
     from matplotlib.text import Text

@@ -1,10 +1,9 @@
 """Figures of quantization: the same each time, with every name in the legend, and points where the numbers are."""
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minillm.plotting import quantization, style
+from minillm.plotting import quantization
 
 x = np.linspace(-1, 3, 50)
 CURVES = {"min-max": ([8, 4, 2], [40.0, 16.0, 1.0]), "a": ([8, 4, 2], [41.0, 18.0, 0.0])}
@@ -23,14 +22,6 @@ LABELS = {quantization.over_bits: {"ylabel": "loss (nats)"},
 
 def drawn(draw, path, **more):
     return draw(*CASES[draw], path, title="A title", **LABELS.get(draw, {}), **more)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that would have been saved."""
-    finished = []
-    monkeypatch.setattr(style, "save", lambda figure, path: finished.append(figure) or Path(path))
-    return finished
 
 
 @pytest.mark.parametrize("draw", CASES, ids=lambda f: f.__name__)

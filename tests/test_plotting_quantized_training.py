@@ -1,10 +1,9 @@
 """Figures of training with quantization: the same each time, every name in the legend or on the axis, points where they are."""
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minillm.plotting import quantized_training, style
+from minillm.plotting import quantized_training
 
 CASES = {
     quantized_training.among_codes: ({"float32": np.linspace(-9, 2, 50), "ternary": np.linspace(-1, 1, 50)},),
@@ -15,14 +14,6 @@ LABELS = {quantized_training.by_seed: {"xlabel": "loss (nats)"}}
 
 def drawn(draw, path):
     return draw(*CASES[draw], path, title="A title", **LABELS.get(draw, {}))
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that would have been saved."""
-    finished = []
-    monkeypatch.setattr(style, "save", lambda figure, path: finished.append(figure) or Path(path))
-    return finished
 
 
 @pytest.mark.parametrize("draw", CASES, ids=lambda f: f.__name__)

@@ -38,19 +38,8 @@ def ranges(x: np.ndarray, found: Mapping[str, float], path: PathLike, title: str
 def over_bits(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], path: PathLike, title: str, ylabel: str,
               log: bool = False) -> Any:
     """Draw one line a name, of points (bits of a code, y), from many bits to few; with `log`, y at or below 0 leaves a gap."""
-    with style.applied():
-        figure, axes = style.figure(height=4.2)
-        looks = style.looks(curves)
-        for name, (bits, y) in curves.items():
-            y = np.where(np.asarray(y) > 0, y, np.nan) if log else y
-            axes.plot(bits, y, **looks[name].line, marker=looks[name].marker, markersize=5)
-        axes.set(title=style.shown(title), xlabel="bits of a code (a number)", ylabel=ylabel)
-        axes.set_yscale("log" if log else "linear")
-        axes.invert_xaxis()
-        style.whole_ticks(axes.xaxis)
-        handles = [style.key(style.shown(name, longest=60), **looks[name].line, marker=looks[name].marker) for name in curves]
-        style.legend(figure, handles)
-        return style.save(figure, path)
+    shown = {name: (bits, np.where(np.asarray(y) > 0, y, np.nan) if log else y) for name, (bits, y) in curves.items()}
+    return over(shown, path, title, "bits of a code (a number)", ylabel, log_y=log, falling=True)
 
 
 def loss_over_bits(rows: Sequence[Mapping[str, Any]], path: PathLike, title: str) -> Any:
@@ -84,8 +73,9 @@ def above_zero(loss: float | None) -> float:
 
 
 def over(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: PathLike, title: str, xlabel: str, ylabel: str,
-         log_x: bool = False, log_y: bool = False, markers: bool = True, level: float | None = None) -> Any:
-    """Draw one line a name, of points (x, y); `level`: a value of y to mark."""
+         log_x: bool = False, log_y: bool = False, markers: bool = True, level: float | None = None,
+         falling: bool = False) -> Any:
+    """Draw one line a name, of points (x, y). `level`: a value of y to mark; `falling`: whole numbers x, from large to small."""
     with style.applied():
         figure, axes = style.figure(height=4.2)
         looks = style.looks(curves)
@@ -96,6 +86,9 @@ def over(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Pa
         axes.set(title=style.shown(title), xlabel=xlabel, ylabel=ylabel)
         axes.set_xscale("log" if log_x else "linear")
         axes.set_yscale("log" if log_y else "linear")
+        if falling:
+            axes.invert_xaxis()
+            style.whole_ticks(axes.xaxis)
         style.legend(figure, [style.key(style.shown(name, longest=60), **looks[name].line,
                                         marker=looks[name].marker if markers else "") for name in curves])
         return style.save(figure, path)

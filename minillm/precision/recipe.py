@@ -131,7 +131,7 @@ class Ops:
 
     def call(self, rule: Rule, *inputs, **static) -> Tensor:
         """Put in front of each input what the recipe says, then apply the rule."""
-        plan = self._plans.get((rule.name, current_scope(), len(inputs))) or self.plan(rule, current_scope(), len(inputs))
+        plan = self.plan(rule, current_scope(), len(inputs))
         if plan.touched:
             given, inputs = inputs, list(inputs)
             for i, name, cast, quantizer in plan.touched:

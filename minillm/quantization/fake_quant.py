@@ -149,9 +149,9 @@ class LearnedRange:
 
     Learned is the logarithm of a share, in a leaf (S,) float32; it begins at 0, where nothing is clipped, and has LSQ's slope of a
     step. LSQ's own steps lag behind weights that grow, and what they clip has no gradient. GPTs of 2 x 128, nats above float32
-    after as many steps: trained from the start 400 steps with LSQ +0.017, with shares +0.006 (one seed); 100 steps more of a
-    float32 run with LSQ +0.0097, with shares +0.0004, where converting it lost +0.0055 (AWQ) to +0.0060 (rounding; means of
-    three seeds, LSQ one). Shao et al. 2023, arXiv 2308.13137, section 3.2, learn such shares of a model trained already.
+    after as many steps, means of three seeds: 400 steps from the start with LSQ +0.017, with shares +0.013; 100 steps more of a
+    float32 run with LSQ +0.0097 (one seed), with shares +0.0004, where converting it lost +0.0033 (GPTQ) to +0.0061 (AWQ).
+    Shao et al. 2023, arXiv 2308.13137, section 3.2, learn such shares of a model trained already.
     """
 
     scheme: Scheme
