@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from test_cli import SIZE, assert_one_line
 from test_plotting import chunks, really_save
-from test_plotting import figures as finished
 from test_plotting import texts as drawn
 from tiny_run import contents, write_text
 
@@ -187,7 +186,7 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(argv, says, runs, capfd
 
 # --- the figure
 
-figures, texts = finished, drawn                 # fixtures
+texts = drawn                                    # a fixture
 
 ROW = {"phase": "forward", "layer": "block0", "values": 10, "exponents": {"-3": 8, "zero": 2}}
 IFS = [{"kind": "backward", "log2_scale": k, "zeroed": 0.3, "subnormal": 0.1, "overflowed": 0.05 * (k > 20)}
