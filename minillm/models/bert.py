@@ -5,11 +5,11 @@ import numpy as np
 
 from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
+from minillm.data.padding import NO_TARGET
 from minillm.errors import MiniLLMError
-from minillm.nn import Attention, Embedding, LayerNorm, Linear, Maker, Module
+from minillm.nn import Embedding, LayerNorm, Linear, Maker, Module, SelfAttention
 from minillm.precision.recipe import Ops, Recipe
 
-NO_TARGET = -1             # of a token that the masked-token loss leaves out
 DEVIATION = 0.02           # of initial weights
 
 
@@ -33,14 +33,6 @@ class EncoderShape:
     types: int = 2
     padding: int = 0
     eps: float = 1e-12
-
-
-class SelfAttention(Attention):
-    """Attention to every token that a mask (B,1,1,T) shows: (B,T,C) -> (B,T,C)."""
-
-    def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
-        mixed = self.ops.attention(self.query(x), self.key(x), self.value(x), mask, heads=self.heads, causal=False)
-        return self.out(mixed)
 
 
 class EncoderBlock(Module):
@@ -111,9 +103,33 @@ class MaskedLanguageModel(Encoder):
             logits = self.tokens.head(x)
             return self.ops.add(logits, self.ops.cast(self.bias, logits.format))
 
-    def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
+    def criterion(self, ops: Ops, logits: Tensor, targets: np.ndarray) -> Tensor:
         """Mean cross-entropy in nats of the targets (B,T) that are not NO_TARGET."""
-        return self.ops.cross_entropy(self(ids), targets, ignore=NO_TARGET)
+        return ops.cross_entropy(logits, targets, ignore=NO_TARGET)
+
+    def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
+        return self.criterion(self.ops, self(ids), targets)
+
+
+class EncoderClassifier(Encoder):
+    """An encoder that names the class of a text: ids (B,T) -> logits (B,K), read off the first token, as BERT's section 3.2 does."""
+
+    def __init__(self, shape: EncoderShape, recipe: Recipe, seed: int = 0, classes: int = 2):
+        super().__init__(shape, recipe, seed)
+        make = Maker(seed + 2, recipe.parameters)
+        self.pool, self.head = Linear(self.ops, make, shape.channels, shape.channels), Linear(self.ops, make, shape.channels, classes)
+        self.parameters()
+
+    def forward(self, ids: np.ndarray) -> Tensor:
+        first = self.ops.slice_(self.hidden(ids), index=(slice(None), 0))      # (B,C)
+        return self.head(self.ops.tanh(self.pool(first)))
+
+    def criterion(self, ops: Ops, logits: Tensor, labels: np.ndarray) -> Tensor:
+        """Mean cross-entropy in nats, labels (B,)."""
+        return ops.cross_entropy(logits, labels)
+
+    def loss(self, ids: np.ndarray, labels: np.ndarray) -> Tensor:
+        return self.criterion(self.ops, self(ids), labels)
 
 
 def each_masked(ids: np.ndarray, mask: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
 from minillm.models.decoding import Decoder
 from minillm.nn import Block, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module
-from minillm.precision.recipe import Recipe
+from minillm.precision.recipe import Ops, Recipe
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,12 @@ class GPT(Module):
         with scope("head"):                                                   # tied: the token table is the head's weight
             return self.tokens.head(x)
 
+    def criterion(self, ops: Ops, logits: Tensor, targets: np.ndarray) -> Tensor:
+        """Mean cross-entropy in nats a token, targets (B,T)."""
+        return ops.cross_entropy(logits, targets)
+
     def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
-        """Mean cross-entropy in nats a token, ids and targets (B,T)."""
-        return self.ops.cross_entropy(self(ids), targets)
+        return self.criterion(self.ops, self(ids), targets)
 
     def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0,
                  int8_cache: bool = False) -> np.ndarray:

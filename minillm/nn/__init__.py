@@ -1,9 +1,9 @@
 """Modules: things that own parameters and call a recipe's ops."""
-from minillm.nn.attention import Attention, Block
+from minillm.nn.attention import Attention, Block, CrossAttention, MLP, SelfAttention
 from minillm.nn.caches import KeyValueCache
 from minillm.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minillm.nn.module import Maker, Module
 from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix, quantized_layers
 
-__all__ = ["Attention", "Block", "Dropout", "Embedding", "KeyValueCache", "LayerNorm", "Linear", "Maker", "Module",
-           "QuantizedEmbedding", "QuantizedLinear", "QuantizedMatrix", "quantized_layers"]
+__all__ = ["MLP", "Attention", "Block", "CrossAttention", "Dropout", "Embedding", "KeyValueCache", "LayerNorm", "Linear", "Maker",
+           "Module", "QuantizedEmbedding", "QuantizedLinear", "QuantizedMatrix", "SelfAttention", "quantized_layers"]

@@ -1,4 +1,6 @@
-"""Self-attention with an optional key/value cache, and the pre-norm transformer block."""
+"""Attention: causal with an optional key/value cache, to all that a mask shows, to another sequence; and the pre-norm block."""
+import numpy as np
+
 from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
 from minillm.nn.caches import KeyValueCache
@@ -23,6 +25,25 @@ class Attention(Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         return self.out(self.ops.attention(q, k, v, heads=self.heads))
+
+
+class SelfAttention(Attention):
+    """Attention to every token that a mask (B,1,1,T) shows: (B,T,C) -> (B,T,C)."""
+
+    def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
+        mixed = self.ops.attention(self.query(x), self.key(x), self.value(x), mask, heads=self.heads, causal=False)
+        return self.out(mixed)
+
+
+class CrossAttention(Attention):
+    """Attention from one sequence (B,T,C) to those tokens of another that a mask (B,1,1,S) shows."""
+
+    def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B,S,C) of the other sequence: the same for every token that looks at it."""
+        return self.key(memory), self.value(memory)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: np.ndarray) -> Tensor:
+        return self.out(self.ops.attention(self.query(x), keys, values, mask, heads=self.heads, causal=False))
 
 
 class MLP(Module):

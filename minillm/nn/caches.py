@@ -27,6 +27,10 @@ class Rows:
         """The first `count`, not copied."""
         return Tensor(self.array[:, :count], self.format)
 
+    def reorder(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch, in this order."""
+        self.array = self.array[rows]
+
     @property
     def nbytes(self) -> int:
         return self.array.nbytes
@@ -56,6 +60,9 @@ class Int8Rows:
         codes, scale = self.codes[:, :count], self.scale[:, :count, :, None]
         values = codes.reshape(*scale.shape[:-1], -1) * scale                  # (B,count,H,D) f32
         return Tensor(round_to(values.reshape(codes.shape), self.format), self.format)
+
+    def reorder(self, rows: np.ndarray) -> None:
+        self.codes, self.scale = self.codes[rows], self.scale[rows]
 
     @property
     def nbytes(self) -> int:
@@ -91,6 +98,11 @@ class KeyValueCache(Cache):
         self.keys.write(first, k)
         self.values.write(first, v)
         return self.keys.read(self.count), self.values.read(self.count)
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch, in this order: those that a beam search keeps."""
+        self.keys.reorder(rows)
+        self.values.reorder(rows)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,144 @@
+"""What a run learns from, and is judged by: a text, or the examples of tasks."""
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from minillm.data.batches import check_long_enough, random_batch
+from minillm.data.corpora import Corpus, load_corpus, load_text
+from minillm.data.mixing import Mixture
+from minillm.data.padding import SPECIAL
+from minillm.data.tasks import Example, Task, load_task
+from minillm.data.tokenizers import TOKENIZERS, CharTokenizer, Tokenizer
+from minillm.errors import MiniLLMError
+from minillm.experiments.kinds import KINDS
+from minillm.experiments.options import TrainOptions
+from minillm.nn import Module
+from minillm.training.evaluation import EVALUATION_BATCH, mean_loss, validation_loss
+from minillm.training.readers import PairReader
+from minillm.training.scores import SCORES
+from minillm.training.trainer import finite_or_none
+
+
+@dataclass(frozen=True)
+class Data:
+    """Token ids of both parts, (n,) int32, the tokenizer that made them, how many characters validation has a token, and a hash."""
+
+    tokenizer: Tokenizer
+    train: np.ndarray
+    validation: np.ndarray
+    characters_per_token: float
+    digest: str
+    classes: tuple[str, ...] = ()
+
+    def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
+        """Random windows of the training part, the same for every recipe."""
+        return random_batch(self.train, options.batch, options.context, (options.seed, step, micro))
+
+    def loss(self, model: Module) -> tuple[float, int]:
+        """(nats a token, tokens) of the validation part."""
+        return validation_loss(model, self.validation)
+
+    def metrics(self, model: Module) -> dict[str, dict]:
+        """{"language_model": {"val_loss" (nats a token), "perplexity", "bits_per_character", "tokens"}}."""
+        loss, tokens = self.loss(model)
+        bits = loss / self.characters_per_token / math.log(2)
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        return {"language_model": {"val_loss": finite_or_none(loss), "perplexity": finite_or_none(perplexity),
+                                   "bits_per_character": finite_or_none(bits), "tokens": tokens}}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Tasks, how a model reads them, and a hash of all examples."""
+
+    tokenizer: Tokenizer
+    tasks: Sequence[Task]
+    reader: PairReader
+    mixture: Mixture
+    digest: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.tasks[0].classes
+
+    def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
+        """Random examples of the training parts, the same for every recipe."""
+        return self.reader.batch(self.mixture.batch(options.batch, (options.seed, step, micro)))
+
+    def loss(self, model: Module) -> tuple[float, int]:
+        """(nats a target, targets) over the held-out parts."""
+        held_out = sorted((e for task in self.tasks for e in task.held_out), key=lambda e: (len(e.source), len(e.target)))
+        return mean_loss(model, (self.reader.batch(held_out[at:at + EVALUATION_BATCH])
+                                 for at in range(0, len(held_out), EVALUATION_BATCH)))
+
+    def metrics(self, model: Module) -> dict[str, dict]:
+        """{task: {score: value}} of the held-out parts."""
+        return {task.name: score(task, self.reader.answers(model, [e.source for e in task.held_out])) for task in self.tasks}
+
+
+def score(task: Task, answers: list[str]) -> dict[str, float]:
+    """How good the answers to a task's held-out part are, by each of its scores."""
+    wanted = [example.target for example in task.held_out]
+    return {name: SCORES[name](answers, wanted) for name in task.scores} | {"examples": len(wanted)}
+
+
+def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data | TaskData:
+    """What was asked for; a tokenizer is trained where none is given. MiniLLMError for what does not fit."""
+    return load_tasks(options, tokenizer) if options.tasks else load_corpus_data(options, tokenizer)
+
+
+def load_corpus_data(options: TrainOptions, tokenizer: Tokenizer | None) -> Data:
+    """A text, tokenized."""
+    corpus = load_text(options.text) if options.text else load_corpus(options.corpus)
+    if tokenizer is None:
+        tokenizer = CharTokenizer.train(corpus.train + corpus.validation) if options.tokenizer == "char" \
+            else TOKENIZERS[options.tokenizer].train(corpus.train, options.vocab)
+    train, validation = tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
+    check_long_enough(train, options.context, "training")
+    check_long_enough(validation, options.context, "validation")
+    return Data(tokenizer, train, validation, len(corpus.validation) / len(validation), digest(corpus))
+
+
+def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
+    """The tasks that were named; the data does not depend on the run's seed."""
+    kind, tasks = KINDS[options.model], [load_task(name) for name in options.tasks]
+    for task in tasks:
+        if bool(task.classes) is not kind.classes:
+            possible = ", ".join(name for name, other in KINDS.items() if other.reader and other.classes is bool(task.classes))
+            raise MiniLLMError(f"--model {options.model} cannot learn {task.name}: choose another --task, or --model {possible}")
+    if kind.classes and len(tasks) > 1:
+        raise MiniLLMError(f"--task {options.task}: {options.model} has the classes of one task, name one")
+    tokenizer = tokenizer or train_tokenizer(options, tasks)
+    reader = kind.reader(tokenizer, options.context, tasks[0].classes)
+    for task in tasks:
+        reader.check(task.name, (*task.train, *task.held_out))
+    return TaskData(tokenizer, tasks, reader, Mixture([task.train for task in tasks], options.sampling), digest_of(tasks))
+
+
+def train_tokenizer(options: TrainOptions, tasks: Sequence[Task]) -> Tokenizer:
+    """Of the training parts; an alphabet is of both, or a held-out text could not be read."""
+    def texts(examples: Sequence[Example]) -> str:
+        return "\n".join(f"{e.source}\n{e.target}" for e in examples)
+
+    train = "\n".join(texts(task.train) for task in tasks)
+    if options.tokenizer == "char":
+        return CharTokenizer.train(SPECIAL + train + "".join(texts(task.held_out) for task in tasks))
+    return TOKENIZERS[options.tokenizer].train(train, options.vocab)
+
+
+def digest(corpus: Corpus) -> str:
+    """A hash of both parts, by which a run knows its text again."""
+    return hash_of(f"{corpus.train}\0{corpus.validation}")
+
+
+def digest_of(tasks: Sequence[Task]) -> str:
+    """The same of tasks."""
+    return hash_of(json.dumps([asdict(task) for task in tasks]))
+
+
+def hash_of(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -1,0 +1,60 @@
+"""What can be trained: for each --model its class, what it can learn, how it reads examples, and defaults that work."""
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from minillm.models.bert import EncoderClassifier, EncoderShape
+from minillm.models.gpt import GPT, GPTShape
+from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape
+from minillm.nn import Module
+from minillm.precision.recipe import Recipe
+from minillm.training.readers import LabelReader, PairReader
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model. `make(options, vocabulary, classes, recipe)`; `reader(tokenizer, context, classes)`, none reads a corpus.
+
+    `defaults`: options that differ from the published GPT's, where they are not given; `by_task`: and further ones by task.
+    """
+
+    about: str
+    make: Callable[..., Module]
+    reader: Callable | None = None
+    task: str = ""                           # which is learned where none is named
+    classes: bool = False                    # whether its tasks are classifications
+    defaults: dict[str, Any] = field(default_factory=dict)
+    by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def defaults_for(self, tasks: list[str]) -> dict[str, Any]:
+        """Defaults for some tasks; of several, the larger value of each."""
+        found = dict(self.defaults)
+        for task in tasks:
+            for name, value in self.by_task.get(task, {}).items():
+                found[name] = max(value, found[name]) if len(tasks) > 1 and name in found else value
+        return found
+
+
+def gpt(options, vocabulary: int, classes: int, recipe: Recipe) -> GPT:
+    shape = GPTShape(vocabulary, options.layers, options.heads, options.channels, options.context, options.bias, options.dropout)
+    return GPT(shape, recipe, options.seed)
+
+
+def seq2seq(options, vocabulary: int, classes: int, recipe: Recipe) -> Seq2Seq:
+    shape = Seq2SeqShape(vocabulary, options.layers, options.heads, options.channels, options.context, options.bias, options.dropout)
+    return Seq2Seq(shape, recipe, options.seed)
+
+
+def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClassifier:
+    C = options.channels
+    shape = EncoderShape(vocabulary, options.layers, options.heads, C, 4 * C, options.context, C, activation="gelu", eps=1e-5)
+    return EncoderClassifier(shape, recipe, options.seed, classes)
+
+
+KINDS = {
+    "gpt": Kind("a decoder that continues a text", gpt),
+    "seq2seq": Kind("an encoder-decoder that answers a text by another", seq2seq, PairReader, "translation", defaults={
+        "layers": 2, "batch": 64, "context": 128, "steps": 1500, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
+    "bert": Kind("an encoder that names the class of a text", bert, LabelReader, "reviews", classes=True, defaults={
+        "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),
+}
