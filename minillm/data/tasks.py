@@ -2,6 +2,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from minillm.data.reviews import reviews
 from minillm.errors import unknown
 
 
@@ -28,7 +29,17 @@ class Task:
     unit: str = "char"
 
 
-TASKS: dict[str, Callable[[int], Task]] = {}
+def classes_task(name: str, make: Callable[[int], tuple[list, list]], classes: tuple[str, ...], unit: str) -> Callable[[int], Task]:
+    """A classification made from what `make(seed)` gives: (text, class) pairs to train on, and held-out ones."""
+    def task(seed: int) -> Task:
+        parts = (tuple(Example(*pair) for pair in part) for part in make(seed))
+        return Task(name, *parts, ("f1", "accuracy", "precision", "recall"), classes, unit)
+    return task
+
+
+TASKS: dict[str, Callable[[int], Task]] = {
+    "reviews": classes_task("reviews", reviews, ("negative", "positive"), "word"),
+}
 
 
 def load_task(name: str, seed: int = 0) -> Task:
