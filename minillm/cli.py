@@ -28,7 +28,9 @@ ABOUT = {
     "growth_interval": "clean steps until a dynamic scale doubles; 0: the recipe's",
     "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",
     "eval_every": "attempts between validations; 0: the last only", "watch_every": "attempts between watched ones; 0: none",
-    "corpus": "text that comes with Python", "text": "a UTF-8 file to train on instead; its last tenth validates",
+    "corpus": "text that comes with Python",
+    "model": "gpt, seq2seq or bert", "task": "what is learned from examples, names with commas between: translation, reviews, ...",
+    "sampling": "how often each of several tasks is drawn: size, uniform or a temperature", "text": "a UTF-8 file to train on instead; its last tenth validates",
 }
 
 
@@ -77,6 +79,12 @@ def given_options(arguments: argparse.Namespace) -> dict:
     return {f.name: getattr(arguments, f.name) for f in dataclasses.fields(options_class()) if hasattr(arguments, f.name)}
 
 
+def chosen(given: dict):
+    """TrainOptions with these, and the defaults of their model and task."""
+    from minillm.experiments.options import options_for
+    return options_for(given)
+
+
 def demo(arguments) -> Answer:
     from minillm.experiments import demo
     result = demo.demo(arguments.out, quiet=arguments.quiet)
@@ -91,7 +99,7 @@ def train(arguments) -> Answer:
     if arguments.source:
         return ending(fine_tune(arguments.source, given, arguments.out, arguments.force, arguments.quiet))
     if arguments.resume is None:
-        return ending(train(options_class()(**given), arguments.out, arguments.force, arguments.quiet))
+        return ending(train(chosen(given), arguments.out, arguments.force, arguments.quiet))
     run = arguments.resume or arguments.out
     if not run:
         raise MiniLLMError("--resume needs the run to go on with: minillm train --resume RUN")
@@ -119,14 +127,17 @@ def ending(result: dict) -> Answer:
 def compare(arguments) -> Answer:
     from minillm.experiments import compare
     recipes = [name.strip() for name in arguments.recipes.split(",") if name.strip()]
-    result = compare.compare(recipes, options_class()(**given_options(arguments)), arguments.seeds, arguments.out, arguments.quiet)
+    result = compare.compare(recipes, chosen(given_options(arguments)), arguments.seeds, arguments.out, arguments.quiet)
     return Answer(result, compare.describe(result))
 
 
 def evaluate(arguments) -> Answer:
     from minillm.experiments.evaluate import evaluate
     result = evaluate(arguments.run)
-    return Answer(result, "\n".join(f"{key:20}{value}" for key, value in result["metrics"]["language_model"].items()))
+    several = len(result["metrics"]) > 1
+    lines = [f"{f'{task} ' if several else ''}{key:20}{value}" for task, found in result["metrics"].items()
+             for key, value in found.items()]
+    return Answer(result, "\n".join(lines))
 
 
 def sample(arguments) -> Answer:
@@ -182,9 +193,9 @@ def bench(arguments) -> Answer:
 
 COMMANDS: dict[str, tuple[Callable, str]] = {
     "demo": (demo, "train one small GPT under five recipes: a table and four figures"),
-    "train": (train, "train a GPT into a run folder"),
+    "train": (train, "train a model on a text or on tasks into a run folder"),
     "compare": (compare, "the same model under several recipes and seeds: a table and figures"),
-    "evaluate": (evaluate, "validation loss of a run"),
+    "evaluate": (evaluate, "how good a run is: validation loss, or the scores of its tasks"),
     "sample": (sample, "text from a run"),
     "quantize": (quantize, "a run as codes of 8, 4, 3, 2 bits, or ternary: a model folder, its bytes, its loss"),
     "bits": (bits, "the curve of bits against loss: runs as codes of 8 to 2 bits, by every method"),

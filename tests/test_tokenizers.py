@@ -17,6 +17,7 @@ from minillm.data.tokenizers import (
     CharTokenizer,
     tokenizer_from_json,
 )
+from minillm.data.words import WordTokenizer
 from minillm.errors import MiniLLMError
 
 unhurried = settings(deadline=None)                                            # the machine may be busy
@@ -218,7 +219,8 @@ def test_a_million_characters_come_back_whole():
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_ids_outside_the_vocabulary_are_errors(kind):
-    tokenizer = {"char": CharTokenizer.train("abc"), "bpe": BytePairTokenizer.train(SMALL, 260)}[kind]
+    tokenizer = {"char": CharTokenizer.train("abc"), "bpe": BytePairTokenizer.train(SMALL, 260),
+                 "word": WordTokenizer.train(SMALL, 20)}[kind]
     assert tokenizer.decode([]) == ""
     assert tokenizer.encode("").shape == (0,)
     assert tokenizer.encode("").dtype == np.int32
@@ -230,7 +232,8 @@ def test_ids_outside_the_vocabulary_are_errors(kind):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_json_gives_the_same_tokenizer_back(kind):
     text = SMALL + "zaé\n\x00\ud800😀"
-    tokenizer = {"char": CharTokenizer.train(text), "bpe": BytePairTokenizer.train(text, 280)}[kind]
+    tokenizer = {"char": CharTokenizer.train(text), "bpe": BytePairTokenizer.train(text, 280),
+                 "word": WordTokenizer.train(text, 20)}[kind]
     again = tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert type(again) is type(tokenizer) is TOKENIZERS[tokenizer.kind]
     assert again.vocabulary == tokenizer.vocabulary
@@ -262,6 +265,12 @@ DOUBLING = [[97, 97], *([256 + i, 256 + i] for i in range(60))]                #
     ({"kind": "bpe", "merges": [[256, 2]]}, "merge 0 is .*, not two ids below 256"),
     ({"kind": "bpe", "merges": [[97, 97], [97, 97]]}, "a merge stands in it twice"),
     ({"kind": "bpe", "merges": DOUBLING}, "token 262 is longer than 64 bytes"),
+    ({"kind": "word"}, "field 'words' is missing or not of type list"),
+    ({"kind": "word", "words": [7]}, "'7' in it is no lower-case word"),
+    ({"kind": "word", "words": ["Up"]}, "'Up' in it is no lower-case word"),
+    ({"kind": "word", "words": ["two words"]}, "'two words' in it is no lower-case word"),
+    ({"kind": "word", "words": ["a", "a"]}, "a word stands in it twice"),
+    ({"kind": "word", "words": ["\0"]}, "a word stands in it twice"),
 ])
 def test_json_that_is_foreign_or_tampered_is_one_clear_line(data, message):
     with pytest.raises(MiniLLMError, match=message) as caught:
@@ -274,10 +283,10 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 
 
 @unhurried
-@given(st.sampled_from(["char", "bpe"]), JSON, JSON)
-def test_any_json_is_a_tokenizer_or_a_clear_error(kind, alphabet, merges):
+@given(st.sampled_from(["char", "bpe", "word"]), JSON, JSON)
+def test_any_json_is_a_tokenizer_or_a_clear_error(kind, alphabet, more):
     try:
-        tokenizer = tokenizer_from_json({"kind": kind, "alphabet": alphabet, "merges": merges})
+        tokenizer = tokenizer_from_json({"kind": kind, "alphabet": alphabet, "merges": more, "words": more})
     except MiniLLMError:
         return
     assert tokenizer.decode([0])

@@ -30,7 +30,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minillm import backward, watch
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.plotting import style

@@ -26,7 +26,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minillm import backward, round_to
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import new_run
 from minillm.experiments.tables import table
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, FLOAT16, FLOAT16_E6M9, FLOAT32, TF32, format_named

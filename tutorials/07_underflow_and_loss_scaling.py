@@ -34,7 +34,8 @@ from minillm import FLOAT16, FLOAT32, backward, recipe_named, round_to, tensor, 
 from minillm.autograd.context import PLAIN
 from minillm.autograd.rule import RULES
 from minillm.autograd.tensor import apply
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.plotting import style

@@ -31,8 +31,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minillm import BFLOAT16, FLOAT16, FLOAT32, Tensor, format_named, recipe_named, round_to, watch
+from minillm.experiments.data import load_data
 from minillm.experiments.least_squares import least_squares
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.optim import DYNAMIC8, LINEAR8, SGD, AdamW

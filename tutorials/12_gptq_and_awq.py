@@ -29,7 +29,8 @@ from minillm.conversion.gptq import gptq, hessian
 from minillm.conversion.rounding import round_to_nearest
 from minillm.data.batches import random_batch
 from minillm.experiments.bits import row
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.quantize import Trained, costs_of_layers
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table

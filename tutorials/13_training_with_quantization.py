@@ -34,7 +34,8 @@ from minillm.conversion.calibration import calibrate
 from minillm.conversion.convert import Conversion, convert
 from minillm.conversion.int8_model import under
 from minillm.data.batches import random_batch
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.formats import FLOAT32

@@ -31,7 +31,8 @@ from minillm.conversion.calibration import calibrate
 from minillm.conversion.convert import Conversion
 from minillm.conversion.integer_model import SKEWED, Activation, gelu_table, observe, to_integers
 from minillm.data.batches import random_batch, windows
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.plotting.integer import errors

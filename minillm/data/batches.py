@@ -1,5 +1,5 @@
 """From token ids to batches: windows at random to train on, every window once to evaluate on."""
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -55,3 +55,32 @@ def check_long_enough(ids: np.ndarray, context: int, part: str) -> None:
     if len(ids) <= context:
         raise MiniLLMError(f"the {part} part has {len(ids)} tokens, but one window of context {context} needs "
                            f"{context + 1}; use a longer text or a smaller --context")
+
+
+def padded(rows: Sequence[np.ndarray], length: int = 0, left: bool = False, pad: int = 0) -> np.ndarray:
+    """Rows of ids as one array (B,T) int32, filled up with `pad` at their right or left end; T is `length`, or that of the longest.
+
+    MiniLLMError for a row that is longer.
+    """
+    longest = max(map(len, rows), default=0)
+    if length and longest > length:
+        raise MiniLLMError(f"a text has {longest} tokens, more than the {length} there is room for: cut it, or make room")
+    ids = np.full((len(rows), length or longest), pad, np.int32)
+    for row, its in zip(ids, rows, strict=True):
+        row[len(row) - len(its) if left else 0:][:len(its)] = its
+    return ids
+
+
+def epoch_batch(arrays: Sequence[np.ndarray], batch: int, seed: int, number: int) -> tuple[np.ndarray, ...]:
+    """Batch `number`, from 0, of rows in a new order each epoch: a pure function of its arguments.
+
+    arrays: of as many rows each. An epoch has rows // batch batches, so that the last rows of its order may be left out.
+    MiniLLMError for a batch that is empty or larger than all there is.
+    """
+    check_batch(batch)
+    rows = len(arrays[0])
+    if batch > rows:
+        raise MiniLLMError(f"a batch of {batch} rows cannot be made from {rows}: use a smaller --batch")
+    epoch, at = divmod(number, rows // batch)
+    chosen = np.random.default_rng((seed, epoch)).permutation(rows)[at * batch:(at + 1) * batch]    # (B,) int64
+    return tuple(a[chosen] for a in arrays)

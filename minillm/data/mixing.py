@@ -6,7 +6,7 @@ import numpy as np
 from minillm.data.tasks import Example
 from minillm.errors import MiniLLMError
 
-POOL = 16                # batches that are drawn together and sorted: a batch of numbers in words is padded by 5 %, otherwise by 60 %
+POOL = 16                # batches that are drawn together and sorted by length, so that little of each is padding
 SAMPLING = ("size", "uniform")
 
 

@@ -1,4 +1,4 @@
-"""From text to token ids and back: one id a character, or byte pairs merged by how often they occur."""
+"""From text to token ids and back: one id a character, or byte pairs merged by how often they occur; words are in data/words.py."""
 import heapq
 import re
 from collections import Counter, defaultdict
@@ -8,6 +8,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from minillm.data.saved import checked_ids, damaged, field
+from minillm.data.words import WordTokenizer
 from minillm.errors import MiniLLMError, unknown
 
 Pair = tuple[int, int]
@@ -129,8 +131,8 @@ class BytePairTokenizer:
         return cls(merges)
 
 
-Tokenizer = CharTokenizer | BytePairTokenizer
-TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "bpe": BytePairTokenizer}
+Tokenizer = CharTokenizer | BytePairTokenizer | WordTokenizer
+TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "bpe": BytePairTokenizer, "word": WordTokenizer}
 
 
 def tokenizer_from_json(data: Any) -> Tokenizer:
@@ -210,31 +212,8 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def checked_ids(ids: ArrayLike, vocabulary: int) -> np.ndarray:
-    """The ids as (n,) int32, all of them tokens: a negative one would silently count from the end."""
-    ids = np.ravel(ids)                                                                   # (n,) any integer type
-    if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
-        wrong = ids[(ids < 0) | (ids >= vocabulary)][0]
-        raise MiniLLMError(f"token id {wrong} is not in a vocabulary of {vocabulary}; use the tokenizer of this model")
-    return ids.astype(np.int32)
-
-
 def checked_pair(pair: Any, known: int) -> Pair:
     """Two ids below `known` as a tuple; a merge can only join tokens that are there before it."""
     if not (isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < known for i in pair)):
         raise damaged(f"merge {known - 256} is {str(pair)[:40]}, not two ids below {known}")
     return pair[0], pair[1]
-
-
-def field(data: Any, name: str, kind: type) -> Any:
-    """data[name] if data is a dictionary with such a field of type `kind`."""
-    if not isinstance(data, dict):
-        raise damaged(f"it is of type {type(data).__name__}, not an object")
-    if not isinstance(data.get(name), kind):
-        raise damaged(f"its field {name!r} is missing or not of type {kind.__name__}")
-    return data[name]
-
-
-def damaged(why: str) -> MiniLLMError:
-    """The error for JSON that `to_json` did not write."""
-    return MiniLLMError(f"this is no tokenizer of minillm, or it was changed: {why}; restore the file or train again")

@@ -35,14 +35,16 @@ class Kind:
         return found
 
 
+def sizes(options, vocabulary: int) -> tuple:
+    return vocabulary, options.layers, options.heads, options.channels, options.context, options.bias, options.dropout
+
+
 def gpt(options, vocabulary: int, classes: int, recipe: Recipe) -> GPT:
-    shape = GPTShape(vocabulary, options.layers, options.heads, options.channels, options.context, options.bias, options.dropout)
-    return GPT(shape, recipe, options.seed)
+    return GPT(GPTShape(*sizes(options, vocabulary)), recipe, options.seed)
 
 
 def seq2seq(options, vocabulary: int, classes: int, recipe: Recipe) -> Seq2Seq:
-    shape = Seq2SeqShape(vocabulary, options.layers, options.heads, options.channels, options.context, options.bias, options.dropout)
-    return Seq2Seq(shape, recipe, options.seed)
+    return Seq2Seq(Seq2SeqShape(*sizes(options, vocabulary)), recipe, options.seed)
 
 
 def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClassifier:

@@ -1,18 +1,17 @@
 """The options of a training run, with the published small configuration as defaults, and the run that they describe."""
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from minillm.backend import memory_bytes
-from minillm.data.batches import check_long_enough, random_batch
-from minillm.data.corpora import CORPORA, Corpus, load_corpus, load_text
-from minillm.data.tokenizers import TOKENIZERS, BytePairTokenizer, CharTokenizer, Tokenizer
+from minillm.data.corpora import CORPORA
+from minillm.data.mixing import temperature
+from minillm.data.tasks import TASKS
+from minillm.data.tokenizers import TOKENIZERS
 from minillm.errors import MiniLLMError, unknown
+from minillm.experiments.kinds import KINDS
 from minillm.formats import FLOAT32
-from minillm.models.gpt import GPT, GPTShape
+from minillm.nn import Module
 from minillm.optim import SGD, AdamW
 from minillm.precision.loss_scaling import SCALERS, LossScaler
 from minillm.precision.recipe import Recipe
@@ -28,6 +27,7 @@ LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "step
 class TrainOptions:
     """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
+    `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn.
     `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
     `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
     dynamic one. `eps` 0 means the recipe's.
@@ -63,6 +63,9 @@ class TrainOptions:
     watch_every: int = 50
     corpus: str = "pydoc"
     text: str = ""
+    model: str = "gpt"
+    task: str = ""
+    sampling: str = "size"
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -72,14 +75,33 @@ class TrainOptions:
         for name in ("beta1", "beta2", "dropout"):
             if not getattr(self, name) < 1:
                 raise MiniLLMError(f"--{name} is {getattr(self, name)}: it must lie in 0 ... 1, 1 excluded")
-        for name, known in (("optimizer", OPTIMIZERS), ("tokenizer", TOKENIZERS), ("corpus", CORPORA)):
+        for name, known in (("optimizer", OPTIMIZERS), ("tokenizer", TOKENIZERS), ("corpus", CORPORA), ("model", KINDS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
+        self.check_tasks()
         if not 0 < self.lr >= self.min_lr:
             raise MiniLLMError(f"--lr is {self.lr}: it must be positive, and at least --min-lr ({self.min_lr}): lower that too")
         if self.channels % self.heads:
             raise MiniLLMError(f"--heads {self.heads} does not divide --channels {self.channels}: choose heads that do")
         self.make_recipe()
+
+    @property
+    def tasks(self) -> list[str]:
+        return [name.strip() for name in self.task.split(",") if name.strip()]
+
+    def check_tasks(self) -> None:
+        """Tasks that there are, each once, and a model that learns from examples."""
+        temperature(self.sampling)
+        for name in self.tasks:
+            if name not in TASKS:
+                raise unknown("task", name, TASKS)
+        if len(set(self.tasks)) < len(self.tasks):
+            raise MiniLLMError(f"--task {self.task} names a task twice: name each once")
+        if bool(self.tasks) is not bool(KINDS[self.model].reader):
+            able = ", ".join(name for name, kind in KINDS.items() if bool(kind.reader) is bool(self.tasks))
+            what = f"{self.task} is a task, which --model {self.model} does not learn" if self.tasks else \
+                f"--model {self.model} learns tasks, and none is named"
+            raise MiniLLMError(f"{what}: choose --model {able}" + ("" if self.tasks else f", or a --task: {', '.join(TASKS)}"))
 
     def make_recipe(self) -> Recipe:
         """The preset, with the products, the loss scaling and the eps that were asked for."""
@@ -98,11 +120,16 @@ class TrainOptions:
         products = recipe.products if self.products == "recipe" else {"*": product_named(self.products)}
         return dataclasses.replace(recipe, products=products, loss_scaling=scaling, eps=self.eps or recipe.eps)
 
-    def shape(self, vocabulary: int) -> GPTShape:
-        return GPTShape(vocabulary, self.layers, self.heads, self.channels, self.context, self.bias, self.dropout)
-
     def schedule(self) -> Schedule:
         return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every)
+
+
+def options_for(given: dict) -> TrainOptions:
+    """Options that were named, and for the others the defaults of this model and these tasks."""
+    kind = KINDS.get(given.get("model", "gpt"), KINDS["gpt"])                  # an unknown one is refused by TrainOptions
+    task = given.get("task", kind.task)
+    names = [name.strip() for name in task.split(",")]
+    return TrainOptions(**{"task": task} | kind.defaults_for(names) | given)
 
 
 def check_type(name: str, value, type_: type) -> None:
@@ -128,35 +155,6 @@ def number(text: str) -> float:
                            f"{', '.join(SCALERS)}") from error
 
 
-@dataclass(frozen=True)
-class Data:
-    """Token ids of both parts, (n,) int32, the tokenizer that made them, how many characters validation has a token, and a hash."""
-
-    tokenizer: Tokenizer
-    train: np.ndarray
-    validation: np.ndarray
-    characters_per_token: float
-    digest: str
-
-
-def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data:
-    """The text that was asked for, tokenized; a tokenizer is trained where none is given. Too short a text is a MiniLLMError."""
-    corpus = load_text(options.text) if options.text else load_corpus(options.corpus)
-    if tokenizer is None:
-        tokenizer = CharTokenizer.train(corpus.train + corpus.validation) if options.tokenizer == "char" \
-            else BytePairTokenizer.train(corpus.train, options.vocab)
-    train, validation = tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
-    check_long_enough(train, options.context, "training")
-    check_long_enough(validation, options.context, "validation")
-    return Data(tokenizer, train, validation, len(corpus.validation) / len(validation), digest(corpus))
-
-
-def digest(corpus: Corpus) -> str:
-    """A hash of both parts, by which a run knows its text again."""
-    both = f"{corpus.train}\0{corpus.validation}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(both, digest_size=8).hexdigest()
-
-
 def make_optimizer(options: TrainOptions, recipe: Recipe, parameters: list):
     """The optimizer that was asked for; how it keeps its state and writes weights, and its eps, are the recipe's."""
     how = recipe.optimizer_state, recipe.update, options.seed
@@ -165,12 +163,12 @@ def make_optimizer(options: TrainOptions, recipe: Recipe, parameters: list):
     return AdamW(parameters, (options.beta1, options.beta2), recipe.eps, options.weight_decay, *how)
 
 
-def make_trainer(options: TrainOptions, data: Data, model: GPT) -> Trainer:
-    """A trainer of this model on random windows of the training part, the same for every recipe."""
+def make_trainer(options: TrainOptions, data, model: Module) -> Trainer:
+    """A trainer of this model on batches of `data`, the same for every recipe."""
     recipe = model.ops.recipe
 
     def batch(step, micro):
-        return random_batch(data.train, options.batch, options.context, (options.seed, step, micro))
+        return data.batch(options, step, micro)
 
     if recipe.quantizers and not model.ops.learned:
         with model.ops.context.no_record():
@@ -179,10 +177,10 @@ def make_trainer(options: TrainOptions, data: Data, model: GPT) -> Trainer:
     return Trainer(Objective(model.loss, model.ops, optimizer, LossScaler(recipe.loss_scaling)), batch, options.schedule())
 
 
-def make_model(options: TrainOptions, vocabulary: int, recipe: Recipe) -> GPT:
-    """A model that has not been trained."""
+def make_model(options: TrainOptions, vocabulary: int, recipe: Recipe, classes: int = 0) -> Module:
+    """A model that has not been trained; `classes`: how many a classifier tells apart."""
     check_memory(options, vocabulary)
-    return GPT(options.shape(vocabulary), recipe, options.seed)
+    return KINDS[options.model].make(options, vocabulary, classes, recipe)
 
 
 def check_memory(options: TrainOptions, vocabulary: int) -> None:
@@ -198,5 +196,5 @@ def check_memory(options: TrainOptions, vocabulary: int) -> None:
 
 def default_out(options: TrainOptions) -> Path:
     """Where a run goes that was given no folder."""
-    source = Path(options.text).stem if options.text else options.corpus
+    source = "-".join(options.tasks) or (Path(options.text).stem if options.text else options.corpus)
     return Path("runs") / f"{source}-{options.recipe}-{options.seed}"

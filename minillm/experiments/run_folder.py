@@ -7,10 +7,10 @@ from pathlib import Path
 from minillm._version import __version__
 from minillm.data.tokenizers import Tokenizer, tokenizer_from_json
 from minillm.errors import MiniLLMError
-from minillm.experiments.options import Data, TrainOptions, load_data, make_model
+from minillm.experiments.data import Data, TaskData, load_data
+from minillm.experiments.options import TrainOptions, make_model
 from minillm.files import check_folder, write_whole
-from minillm.models.gpt import GPT
-from minillm.nn import quantized_layers
+from minillm.nn import Module, quantized_layers
 from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
 from minillm.training.checkpoint import load_model, read_state
@@ -57,7 +57,7 @@ class RunFolder:
         if found and not (self.metrics.exists() or self.state.exists()):
             raise MiniLLMError(f"{self.path} is not a run, but holds a {found[0]}, which would be lost: choose another --out")
 
-    def begin(self, options: TrainOptions, recipe: Recipe, data: Data, source: str | None = None) -> None:
+    def begin(self, options: TrainOptions, recipe: Recipe, data: Data | TaskData, source: str | None = None) -> None:
         """Make the folder for a new run, in place of the run that is there; other files in it stay.
 
         `source`: the run whose weights it begins with.
@@ -68,9 +68,9 @@ class RunFolder:
         self.write_config(options, recipe, data, source)
         write_whole(self.tokenizer, json.dumps(data.tokenizer.to_json()))
 
-    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data, source: str | None = None) -> None:
-        write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options), "text": data.digest,
-                                             "from": source, "recipe": to_json(recipe)}, indent=1))
+    def write_config(self, options: TrainOptions, recipe: Recipe, data: Data | TaskData, source: str | None) -> None:
+        about = {"text": data.digest, "classes": data.classes, "from": source, "recipe": to_json(recipe)}
+        write_whole(self.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options)} | about, indent=1))
 
     def read_json(self, path: Path):
         """The content of one JSON file of the run."""
@@ -91,11 +91,11 @@ class RunFolder:
         except (KeyError, TypeError, AttributeError) as error:
             raise MiniLLMError(f"{self.config} is damaged or of another version ({error}): restore it or train again") from error
 
-    def read_data(self, options: TrainOptions) -> Data:
+    def read_data(self, options: TrainOptions) -> Data | TaskData:
         """The text that the run was trained on: a loss on another says nothing, and a resumed run would not be the same."""
         data = load_data(options, self.read_tokenizer())
         if self.read_json(self.config).get("text") != data.digest:
-            name = options.text or f"{options.corpus} of this Python"
+            name = options.task or options.text or f"{options.corpus} of this Python"
             raise MiniLLMError(f"{name} is not the text that {self.path} was trained on: restore it, or train a new run")
         return data
 
@@ -103,13 +103,13 @@ class RunFolder:
         return tokenizer_from_json(self.read_json(self.tokenizer))
 
 
-def load_run(path: str | Path) -> tuple[GPT, Tokenizer, TrainOptions]:
+def load_run(path: str | Path) -> tuple[Module, Tokenizer, TrainOptions]:
     """A trained model with its tokenizer and the options that it was made with; one of codes, where it was quantized."""
     folder = RunFolder(Path(path))
     options, recipe = folder.read_config()
     tokenizer = folder.read_tokenizer()
     arrays, facts = read_state(folder.state)
-    model = make_model(options, tokenizer.vocabulary, recipe)
+    model = make_model(options, tokenizer.vocabulary, recipe, len(folder.read_json(folder.config).get("classes", ())))
     if "integer" in facts:
         model = load_integer(model.shape, arrays, facts)
     elif "quantized" in facts:
@@ -119,7 +119,7 @@ def load_run(path: str | Path) -> tuple[GPT, Tokenizer, TrainOptions]:
     return model, tokenizer, options
 
 
-def load_unquantized(path: str | Path, what: str) -> tuple[GPT, Tokenizer, TrainOptions]:
+def load_unquantized(path: str | Path, what: str) -> tuple[Module, Tokenizer, TrainOptions]:
     """The same of a run that can go on; MiniLLMError for one of codes, which `what` cannot."""
     model, tokenizer, options = load_run(path)
     if quantized_layers(model):

@@ -13,13 +13,13 @@ from minillm.backend import freed_memory_kept
 from minillm.conversion.int8_model import state_in
 from minillm.conversion.rounding import round_to_int8
 from minillm.errors import MiniLLMError
-from minillm.experiments.options import Data, TrainOptions, load_data, make_model, make_trainer
+from minillm.experiments.data import Data, TaskData, load_data
+from minillm.experiments.options import TrainOptions, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
-from minillm.models.gpt import GPT
+from minillm.nn import Module
 from minillm.precision.recipe import Recipe
 from minillm.precision.underflow import ExponentHistogram, FirstNotFinite
 from minillm.training.checkpoint import load_model, load_trainer, read_state
-from minillm.training.evaluation import validation_loss
 from minillm.training.memory import measure
 from minillm.training.metrics import mean_zero_share
 from minillm.training.trainer import Trainer, finite_or_none
@@ -30,8 +30,8 @@ class Run:
     """A model in training and what has been noted of it; `seconds` are those of attempts, without validation."""
 
     options: TrainOptions
-    data: Data
-    model: GPT
+    data: Data | TaskData
+    model: Module
     trainer: Trainer
     records: list[dict] = field(default_factory=list)
     val_loss: float | None = None
@@ -39,13 +39,13 @@ class Run:
     made: int = 0                            # attempts since this process began
 
 
-def new_run(options: TrainOptions, data: Data, recipe: Recipe | None = None, weights: GPT | None = None) -> Run:
+def new_run(options: TrainOptions, data: Data | TaskData, recipe: Recipe | None = None, weights: Module | None = None) -> Run:
     """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name.
 
     It begins with the weights of another model, where one is given, rounded into the recipe's format; so does what the quantizers
     of both have learned. What only this one's learn is made from its first batch.
     """
-    model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe())
+    model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe(), len(data.classes))
     if weights:
         model.load_state_dict(state_in(weights, model.ops.recipe.parameters))
     trainer = make_trainer(options, data, model)
@@ -111,12 +111,12 @@ def due(run: Run) -> bool:
 
 def validate(run: Run, note: Callable[[dict], None]) -> None:
     """Note the validation loss; one that is not finite is a divergence."""
-    loss, _ = validation_loss(run.model, run.data.validation)
+    loss, _ = run.data.loss(run.model)
     run.val_loss = finite_or_none(loss)
     note({"step": run.trainer.step, "val_loss": run.val_loss})
     if run.val_loss is None:
         with watch(first := FirstNotFinite()):
-            validation_loss(run.model, run.data.validation)
+            run.data.loss(run.model)
         run.trainer.diverged_at, run.trainer.blame = run.trainer.step, f"in validation, {first}"
 
 
@@ -161,6 +161,6 @@ def experiment(options: TrainOptions, int8: bool = False, advanced: Callable[[in
               "exponents": {str(e): n for e, n in histogram.counts.items()}, "records": run.records}
     if int8 and diverged is None:
         after, before = round_to_int8(run.model)
-        loss, _ = validation_loss(run.model, run.data.validation)
+        loss, _ = run.data.loss(run.model)
         result["int8"] = {"val_loss": finite_or_none(loss), "bytes": after, "bytes_float32": before}
     return result

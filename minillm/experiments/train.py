@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minillm.errors import MiniLLMError
-from minillm.experiments.options import TrainOptions, default_out, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions, default_out
 from minillm.experiments.run_folder import RunFolder, load_unquantized
 from minillm.experiments.running import Run, follow, load_run, new_run, tokens_per_second
 from minillm.files import write_whole
@@ -17,7 +18,7 @@ from minillm.training.checkpoint import save_state
 from minillm.training.metrics import MetricsLog, curves, read_metrics
 
 GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
-SHAPE = ("layers", "heads", "channels", "context", "bias", "tokenizer", "vocab")         # what goes with the weights of a run
+SHAPE = ("model", "layers", "heads", "channels", "context", "bias", "tokenizer", "vocab")     # what goes with the weights of a run
 
 
 def train(options: TrainOptions, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:

@@ -5,7 +5,7 @@ import numpy as np
 
 from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
-from minillm.data.padding import NO_TARGET
+from minillm.data.special import NO_TARGET
 from minillm.errors import MiniLLMError
 from minillm.nn import Embedding, LayerNorm, Linear, Maker, Module, SelfAttention
 from minillm.precision.recipe import Ops, Recipe
@@ -112,12 +112,13 @@ class MaskedLanguageModel(Encoder):
 
 
 class EncoderClassifier(Encoder):
-    """An encoder that names the class of a text: ids (B,T) -> logits (B,K), read off the first token, as BERT's section 3.2 does."""
+    """An encoder that names the class of a text: ids (B,T) -> logits (B,K), read off the first token. Devlin et al., section 3."""
 
     def __init__(self, shape: EncoderShape, recipe: Recipe, seed: int = 0, classes: int = 2):
         super().__init__(shape, recipe, seed)
         make = Maker(seed + 2, recipe.parameters)
-        self.pool, self.head = Linear(self.ops, make, shape.channels, shape.channels), Linear(self.ops, make, shape.channels, classes)
+        self.pool = Linear(self.ops, make, shape.channels, shape.channels)
+        self.head = Linear(self.ops, make, shape.channels, classes)
         self.parameters()
 
     def forward(self, ids: np.ndarray) -> Tensor:

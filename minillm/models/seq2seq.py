@@ -5,7 +5,7 @@ import numpy as np
 
 from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
-from minillm.data.padding import BEGIN, END, NO_TARGET, PAD
+from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.errors import MiniLLMError
 from minillm.models.gpt import GPTShape
 from minillm.nn import MLP, Attention, CrossAttention, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module, SelfAttention
@@ -32,10 +32,10 @@ class EncoderBlock(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); every token sees every other."""
 
     def __init__(self, ops: Ops, make: Maker, shape: Seq2SeqShape):
-        C, small = shape.channels, 0.02 / (2 * shape.layers) ** 0.5
+        C, H, bias, small = shape.channels, shape.heads, shape.bias, 0.02 / (2 * shape.layers) ** 0.5
         self.ops, self.dropout = ops, Dropout(ops, shape.dropout)
-        self.norm1, self.attention = LayerNorm(ops, make, C, shape.bias), SelfAttention(ops, make, C, shape.heads, shape.bias, small)
-        self.norm2, self.mlp = LayerNorm(ops, make, C, shape.bias), MLP(ops, make, C, shape.bias, small)
+        self.norm1, self.attention = LayerNorm(ops, make, C, bias), SelfAttention(ops, make, C, H, bias, small)
+        self.norm2, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, small)
 
     def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
         x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), mask)))
@@ -46,11 +46,11 @@ class DecoderBlock(Module):
     """x + attention(norm(x)) to earlier tokens, x + attention(norm(x)) to the source, then x + mlp(norm(x))."""
 
     def __init__(self, ops: Ops, make: Maker, shape: Seq2SeqShape):
-        C, small = shape.channels, 0.02 / (3 * shape.layers) ** 0.5
+        C, H, bias, small = shape.channels, shape.heads, shape.bias, 0.02 / (3 * shape.layers) ** 0.5
         self.ops, self.dropout = ops, Dropout(ops, shape.dropout)
-        self.norm1, self.attention = LayerNorm(ops, make, C, shape.bias), Attention(ops, make, C, shape.heads, shape.bias, small)
-        self.norm2, self.cross = LayerNorm(ops, make, C, shape.bias), CrossAttention(ops, make, C, shape.heads, shape.bias, small)
-        self.norm3, self.mlp = LayerNorm(ops, make, C, shape.bias), MLP(ops, make, C, shape.bias, small)
+        self.norm1, self.attention = LayerNorm(ops, make, C, bias), Attention(ops, make, C, H, bias, small)
+        self.norm2, self.cross = LayerNorm(ops, make, C, bias), CrossAttention(ops, make, C, H, bias, small)
+        self.norm3, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, small)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: np.ndarray, cache: KeyValueCache | None = None) -> Tensor:
         x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), cache)))

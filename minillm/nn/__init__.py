@@ -1,5 +1,5 @@
 """Modules: things that own parameters and call a recipe's ops."""
-from minillm.nn.attention import Attention, Block, CrossAttention, MLP, SelfAttention
+from minillm.nn.attention import MLP, Attention, Block, CrossAttention, SelfAttention
 from minillm.nn.caches import KeyValueCache
 from minillm.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minillm.nn.module import Maker, Module

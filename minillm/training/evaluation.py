@@ -6,7 +6,7 @@ import numpy as np
 
 from minillm.autograd.tensor import Tensor
 from minillm.data.batches import window_batches
-from minillm.data.padding import NO_TARGET
+from minillm.data.special import NO_TARGET
 from minillm.formats import FLOAT32
 from minillm.models.gpt import GPT
 from minillm.nn import Module

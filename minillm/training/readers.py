@@ -3,7 +3,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minillm.data.padding import BEGIN, END, NO_TARGET, PAD, padded
+from minillm.data.batches import padded
+from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.data.tasks import Example
 from minillm.data.tokenizers import Tokenizer
 from minillm.errors import MiniLLMError
