@@ -28,9 +28,9 @@ ABOUT = {
     "growth_interval": "clean steps until a dynamic scale doubles; 0: the recipe's",
     "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",
     "eval_every": "attempts between validations; 0: the last only", "watch_every": "attempts between watched ones; 0: none",
-    "corpus": "text that comes with Python",
+    "corpus": "text that comes with Python", "text": "a UTF-8 file to train on instead; its last tenth validates",
     "model": "gpt, seq2seq or bert", "task": "what is learned from examples, names with commas between: translation, reviews, ...",
-    "sampling": "how often each of several tasks is drawn: size, uniform or a temperature", "text": "a UTF-8 file to train on instead; its last tenth validates",
+    "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
 }
 
 

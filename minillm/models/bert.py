@@ -122,7 +122,7 @@ class EncoderClassifier(Encoder):
         self.parameters()
 
     def forward(self, ids: np.ndarray) -> Tensor:
-        first = self.ops.slice_(self.hidden(ids), index=(slice(None), 0))      # (B,C)
+        first = self.ops.slice(self.hidden(ids), index=(slice(None), 0))      # (B,C)
         return self.head(self.ops.tanh(self.pool(first)))
 
     def criterion(self, ops: Ops, logits: Tensor, labels: np.ndarray) -> Tensor:

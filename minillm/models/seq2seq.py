@@ -28,14 +28,22 @@ class Memory:
     mask: np.ndarray
 
 
+def deviations(C: int, sums: int) -> tuple[float, float]:
+    """Of weights that write to a residual stream of so many sums, and of all others: products keep the size of what goes in.
+
+    A GPT's 0.02 is C^-0.5 at 2,500 channels; at 128 attention stays even for hundreds of steps, and no letter is copied.
+    """
+    return (C * sums) ** -0.5, C**-0.5
+
+
 class EncoderBlock(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); every token sees every other."""
 
     def __init__(self, ops: Ops, make: Maker, shape: Seq2SeqShape):
-        C, H, bias, small = shape.channels, shape.heads, shape.bias, 0.02 / (2 * shape.layers) ** 0.5
+        C, H, bias, sizes = shape.channels, shape.heads, shape.bias, deviations(shape.channels, 2 * shape.layers)
         self.ops, self.dropout = ops, Dropout(ops, shape.dropout)
-        self.norm1, self.attention = LayerNorm(ops, make, C, bias), SelfAttention(ops, make, C, H, bias, small)
-        self.norm2, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, small)
+        self.norm1, self.attention = LayerNorm(ops, make, C, bias), SelfAttention(ops, make, C, H, bias, *sizes)
+        self.norm2, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, *sizes)
 
     def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
         x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), mask)))
@@ -46,11 +54,11 @@ class DecoderBlock(Module):
     """x + attention(norm(x)) to earlier tokens, x + attention(norm(x)) to the source, then x + mlp(norm(x))."""
 
     def __init__(self, ops: Ops, make: Maker, shape: Seq2SeqShape):
-        C, H, bias, small = shape.channels, shape.heads, shape.bias, 0.02 / (3 * shape.layers) ** 0.5
+        C, H, bias, sizes = shape.channels, shape.heads, shape.bias, deviations(shape.channels, 3 * shape.layers)
         self.ops, self.dropout = ops, Dropout(ops, shape.dropout)
-        self.norm1, self.attention = LayerNorm(ops, make, C, bias), Attention(ops, make, C, H, bias, small)
-        self.norm2, self.cross = LayerNorm(ops, make, C, bias), CrossAttention(ops, make, C, H, bias, small)
-        self.norm3, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, small)
+        self.norm1, self.attention = LayerNorm(ops, make, C, bias), Attention(ops, make, C, H, bias, *sizes)
+        self.norm2, self.cross = LayerNorm(ops, make, C, bias), CrossAttention(ops, make, C, H, bias, *sizes)
+        self.norm3, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, *sizes)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: np.ndarray, cache: KeyValueCache | None = None) -> Tensor:
         x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), cache)))

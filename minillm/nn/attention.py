@@ -12,12 +12,12 @@ from minillm.precision.recipe import Ops
 class Attention(Module):
     """Causal self-attention: (B,T,C) -> (B,T,C) with H heads of D = C / H channels."""
 
-    def __init__(self, ops: Ops, make: Maker, C: int, H: int, bias: bool, out_deviation: float):
+    def __init__(self, ops: Ops, make: Maker, C: int, H: int, bias: bool, out_deviation: float, deviation: float = 0.02):
         if C % H:
             possible = [h for h in range(1, C + 1) if C % h == 0][:12]
             raise MiniLLMError(f"{H} heads do not divide {C} channels: choose heads from {possible}")
         self.ops, self.heads = ops, H
-        self.query, self.key, self.value = (Linear(ops, make, C, C, bias) for _ in range(3))
+        self.query, self.key, self.value = (Linear(ops, make, C, C, bias, deviation) for _ in range(3))
         self.out = Linear(ops, make, C, C, bias, out_deviation)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -49,9 +49,9 @@ class CrossAttention(Attention):
 class MLP(Module):
     """Two linears with GELU between: C -> 4 C -> C."""
 
-    def __init__(self, ops: Ops, make: Maker, C: int, bias: bool, out_deviation: float):
+    def __init__(self, ops: Ops, make: Maker, C: int, bias: bool, out_deviation: float, deviation: float = 0.02):
         self.ops = ops
-        self.up, self.down = Linear(ops, make, C, 4 * C, bias), Linear(ops, make, 4 * C, C, bias, out_deviation)
+        self.up, self.down = Linear(ops, make, C, 4 * C, bias, deviation), Linear(ops, make, 4 * C, C, bias, out_deviation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.ops.gelu(self.up(x)))

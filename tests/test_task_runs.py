@@ -1,0 +1,142 @@
+"""Models that learn tasks, from the command line: train, evaluate, go on, and all that can be wrong with the input."""
+import json
+
+import numpy as np
+import pytest
+from test_cli import assert_one_line
+
+from minillm import cli
+from minillm.data import tasks as tasks_module
+from minillm.data.mixing import POOL, Mixture
+from minillm.data.special import BEGIN, END, NO_TARGET, PAD
+from minillm.data.tasks import Example, Task
+from minillm.data.tokenizers import CharTokenizer
+from minillm.errors import MiniLLMError
+from minillm.training.readers import LabelReader, PairReader, of_like_length
+
+WORDS = [f"{a}{b}{c}" for a in "abc" for b in "abc" for c in "abc"]
+
+
+def task(name, score, change, sign, train, held_out, **more):
+    """Pairs of a sign with a word, and what `change` makes of the word."""
+    def parts(words):
+        return tuple(Example(f"{sign} {word}", change(word)) for word in words)
+
+    return Task(name, parts(train), parts(held_out), (score,), **more)
+
+
+COPY = task("copy", "exact_match", str, ">", WORDS[:20], WORDS[20:])
+REVERSE = task("reverse", "exact_match", lambda word: word[::-1], "<", WORDS[:10], WORDS[20:])
+CLASSES = task("first", "accuracy", lambda word: word[0], "", map(" ".join, WORDS), map(" ".join, WORDS[::4]),
+               classes=("a", "b", "c"), unit="word")
+SIZE = ("--layers", "1", "--heads", "2", "--channels", "16", "--batch", "8", "--context", "12", "--quiet", "--json")
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch):
+    """Three tiny tasks in place of the real ones."""
+    for name in list(tasks_module.TASKS):
+        monkeypatch.delitem(tasks_module.TASKS, name)
+    for task in (COPY, REVERSE, CLASSES):
+        monkeypatch.setitem(tasks_module.TASKS, task.name, lambda seed, task=task: task)
+
+
+@pytest.fixture
+def say(capfd):
+    def run(*argv):
+        capfd.readouterr()
+        code = cli.main([str(word) for word in argv])
+        return code, *capfd.readouterr()
+    return run
+
+
+def test_a_task_is_learned_evaluated_and_gone_on_with(say, tmp_path):
+    run = tmp_path / "run"
+    code, out, err = say("train", "--model", "seq2seq", "--task", "copy", "--steps", 60, "--lr", 0.01, "--out", run, *SIZE)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["val_loss"] < 1.0                                  # of four letters and the end: log 4 is 1.39
+    code, out, err = say("evaluate", run, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)["metrics"]
+    assert found.keys() == {"copy"}
+    assert found["copy"]["examples"] == 7
+    code, out, _ = say("train", "--resume", run, "--steps", 62, "--quiet", "--json")
+    assert (code, json.loads(out)["steps"]) == (0, 62)
+
+
+def test_several_tasks_in_one_model_have_scores_of_their_own(say, tmp_path):
+    code, *_ = say("train", "--model", "seq2seq", "--task", "copy,reverse", "--sampling", "2", "--steps", 2, "--out",
+                   tmp_path / "run", *SIZE)
+    assert code == 0
+    assert json.loads(say("evaluate", tmp_path / "run", "--json")[1])["metrics"].keys() == {"copy", "reverse"}
+
+
+@pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "bfloat16-mixed", "int8-qat"])
+def test_a_classifier_learns_the_class(say, tmp_path, recipe):
+    code, *_ = say("train", "--model", "bert", "--task", "first", "--steps", 40, "--warmup", 5, "--recipe", recipe, "--out",
+                   tmp_path / "run", *SIZE)
+    assert code == 0
+    assert json.loads(say("evaluate", tmp_path / "run", "--json")[1])["metrics"]["first"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    (("--model", "seq2sec"), "unknown model 'seq2sec'"),
+    (("--model", "seq2seq", "--task", "copi"), "unknown task 'copi'"),
+    (("--task", "copy"), "copy is a task, which --model gpt does not learn: choose --model seq2seq"),
+    (("--model", "seq2seq", "--task", ""), "it is empty"),
+    (("--model", "seq2seq", "--task", "first"), "--model seq2seq cannot learn first: choose another --task, or --model bert"),
+    (("--model", "bert", "--task", "copy"), "--model bert cannot learn copy"),
+    (("--model", "seq2seq", "--task", "copy,copy"), "names a task twice"),
+    (("--model", "seq2seq", "--task", "copy", "--context", "4"), "a text of copy has 5 tokens, the context is 4: give --context 5"),
+    (("--model", "seq2seq", "--task", "copy", "--sampling", "-1"), "sampling is '-1'"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_cannot_be_is_said_in_one_line(say, tmp_path, argv, says):
+    code, out, err = say("train", "--out", tmp_path / "run", *argv)
+    assert (code, out) == (2, "")
+    assert_one_line(err)
+    assert says in err
+    assert not (tmp_path / "run").exists()
+
+
+# --- batches
+
+def test_a_mixture_draws_tasks_by_size_evenly_or_by_temperature():
+    big, small = [Example("b", "")] * 900, [Example("s", "")] * 100
+    for sampling, share in (("size", 0.1), ("uniform", 0.5), ("2", 1 / (1 + 3))):      # 900^(1/2) is 30, 100^(1/2) is 10
+        drawn = [e.source for step in range(POOL) for e in Mixture([big, small], sampling).batch(64, (0, step, 0))]
+        found = drawn.count("s") / len(drawn)
+        assert abs(found - share) < 5 * (share * (1 - share) / len(drawn)) ** 0.5, sampling           # 5 deviations
+
+
+def test_a_batch_is_a_function_of_its_key_and_has_texts_of_like_length():
+    examples = [Example("x" * n, "") for n in range(64)]
+    mixture = Mixture([examples])
+    assert mixture.batch(8, (1, 5, 0)) == mixture.batch(8, (1, 5, 0)) != mixture.batch(8, (2, 5, 0))
+    spans = [max(lengths) - min(lengths) for step in range(POOL)
+             for lengths in [[len(e.source) for e in mixture.batch(8, (1, step, 0))]]]
+    assert max(spans) < 32                                                    # drawn at random they span about 50
+
+
+def test_a_pair_reader_moves_the_answer_by_one_and_leaves_padding_out():
+    reader = PairReader(CharTokenizer("\0\1\2\3abc"), 8)
+    source, ids, targets = reader.batch([Example("ab", "c"), Example("c", "ab")])
+    assert source.tolist() == [[4, 5], [6, PAD]]
+    assert ids.tolist() == [[BEGIN, 6, END], [BEGIN, 4, 5]]
+    assert targets.tolist() == [[6, END, NO_TARGET], [4, 5, END]]
+    assert reader.text(np.array([4, 5, END, PAD])) == "ab"
+
+
+def test_a_label_reader_cuts_long_texts():
+    reader = LabelReader(CharTokenizer("\0\1\2\3abc"), 3, ("no", "yes"))
+    ids, labels = reader.batch([Example("abc", "yes"), Example("c", "no")])
+    assert (ids.tolist(), labels.tolist()) == ([[BEGIN, 4, 5], [BEGIN, 6, PAD]], [1, 0])
+
+
+def test_answers_come_in_the_order_of_the_sources():
+    sources = ["x" * (n % 7) + str(n) for n in range(600)]
+    assert of_like_length(sources, lambda texts: [text.upper() for text in texts]) == [text.upper() for text in sources]
+
+
+def test_a_temperature_is_a_positive_number():
+    with pytest.raises(MiniLLMError, match="sampling is 'much'"):
+        Mixture([[Example("a", "")]], "much")
