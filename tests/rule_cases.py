@@ -114,6 +114,14 @@ def binary(make):
     yield (make(4), np.array([0, 1, 1, 0])), {}
 
 
+def lstms():
+    for B, T, C, H in ((2, 4, 3, 2), (1, 1, 1, 1), (3, 5, 2, 4), (2, 0, 3, 2), (0, 2, 3, 2)):
+        weights = tuple(halves(normal(*shape) / 2) for shape in ((4 * H, C), (4 * H, H), (4 * H,)))
+        yield (normal(B, T, C), *weights), {}
+        yield (normal(B, T, C), *weights, mask(B, T)), {}
+        yield (normal(B, T, C), *weights[:2]), {}
+
+
 CASES = {name: list(cases) for name, cases in {
     "cast": of(SHAPES), "neg": of(SHAPES), "exp": of(SHAPES), "tanh": of(SHAPES), "sigmoid": of(SHAPES), "relu": of(SHAPES),
     "gelu": of(SHAPES), "gelu_erf": of(SHAPES), "log": of(SHAPES, positive), "sqrt": of(SHAPES, positive),
@@ -136,7 +144,7 @@ CASES = {name: list(cases) for name, cases in {
     "matmul": [((normal(*a), normal(*b)), {}) for a, b in MATRICES],
     "linear": [((normal(*s, 4), normal(5, 4), *bias), {})
                for s in ((3,), (2, 3), (), (2, 1, 3), (0,)) for bias in ((), (normal(5),))],
-    "attention": attentions(), "cross_entropy": cross_entropies(),
+    "attention": attentions(), "lstm": lstms(), "cross_entropy": cross_entropies(),
     "fake_quantize": [c for symmetric in (True, False) for c in of([(3, 4)], lowest=-7, highest=7, rows=3, symmetric=symmetric)
                       + of([(3, 4), ()], lowest=-8, highest=7, rows=1, symmetric=symmetric)
                       + of([(2, 8)], lowest=-1, highest=1, rows=4) + of([(0, 3)], lowest=-7, highest=7, rows=0)],
