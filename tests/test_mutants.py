@@ -26,7 +26,7 @@ from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.models import bert, decoding, gpt, torch_file
+from minillm.models import bert, decoding, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -358,6 +358,10 @@ MUTANTS = [
            "bias / unit + zero", "integer_model.layers_say_how_far_off_they_are"),
     Mutant("integer attention sees one token ahead", IntegerAttention.forward, "np.arange(Tk) <= np", "np.arange(Tk) <= 1 + np",
            "integer_model.the_whole_pass_equals_the_oracle", ("single", 16, "off")),
+    Mutant("how often, not before how many", ngram.NGram.fit, "k < self.order", "False",
+           "ngram.probabilities_are_those_of_the_definition_and_sum_to_one", ((0,),)),
+    Mutant("one discount too few is handed on", ngram.level, "discounts[np.minimum(counts, 3)]", "discounts[np.minimum(counts, 2)]",
+           "ngram.probabilities_are_those_of_the_definition_and_sum_to_one", ((0,),)),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",
