@@ -26,7 +26,8 @@ from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.models import bert, decoding, gpt, torch_file
+from minillm.hybrid import pruning
+from minillm.models import bert, decoding, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -358,6 +359,16 @@ MUTANTS = [
            "bias / unit + zero", "integer_model.layers_say_how_far_off_they_are"),
     Mutant("integer attention sees one token ahead", IntegerAttention.forward, "np.arange(Tk) <= np", "np.arange(Tk) <= 1 + np",
            "integer_model.the_whole_pass_equals_the_oracle", ("single", 16, "off")),
+    Mutant("how often, not before how many", ngram.NGram.fit, "k < self.order", "False",
+           "ngram.probabilities_are_those_of_the_definition_and_sum_to_one", ((0,),)),
+    Mutant("one discount too few is handed on", ngram.level, "discounts[np.minimum(counts, 3)]", "discounts[np.minimum(counts, 2)]",
+           "ngram.probabilities_are_those_of_the_definition_and_sum_to_one", ((0,),)),
+    Mutant("pruned weights keep their moments", pruning.forget, "np.where(mask, optimizer.recall(slot, name), np.float32(0))",
+           "optimizer.recall(slot, name)", "pruning.what_is_away_stays_away_with_its_moments", ("float32", {})),
+    Mutant("2:4 forgets the fours", pruning.largest, 'pattern == "2:4"', "False",
+           "pruning.what_stays_is_no_smaller_than_what_goes"),
+    Mutant("movement of scaled gradients", pruning.Pruner.follow, " / np.float32(self.trainer.objective.scaler.scale)", "",
+           "pruning.movement_is_the_sum_of_minus_gradient_times_weight_whatever_the_loss_scale"),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",

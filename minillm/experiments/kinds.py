@@ -49,7 +49,8 @@ def seq2seq(options, vocabulary: int, classes: int, recipe: Recipe) -> Seq2Seq:
 
 def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClassifier:
     C = options.channels
-    shape = EncoderShape(vocabulary, options.layers, options.heads, C, 4 * C, options.context, C, activation="gelu", eps=1e-5)
+    shape = EncoderShape(vocabulary, options.layers, options.heads, C, 4 * C, options.context, C, activation="gelu", eps=1e-5,
+                         deviation=C**-0.5)
     return EncoderClassifier(shape, recipe, options.seed, classes)
 
 

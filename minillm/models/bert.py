@@ -10,7 +10,6 @@ from minillm.errors import MiniLLMError
 from minillm.nn import Embedding, LayerNorm, Linear, Maker, Module, SelfAttention
 from minillm.precision.recipe import Ops, Recipe
 
-DEVIATION = 0.02           # of initial weights
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class EncoderShape:
     """V vocabulary, L layers, H heads, C channels, T context; `hidden`: channels between the two linears of a block.
 
     ALBERT has embeddings of fewer channels, with a linear layer behind them, and one block that is passed L times (`shared`).
-    `activation`: "gelu_erf" or "gelu", the tanh form; `types`: kinds of text; `padding`: the id of what no token sees.
+    `activation`: "gelu_erf" or "gelu", the tanh form; `types`: kinds of text; `padding`: the id of what no token sees; `deviation`: of initial weights.
     """
 
     vocabulary: int
@@ -33,16 +32,19 @@ class EncoderShape:
     types: int = 2
     padding: int = 0
     eps: float = 1e-12
+    deviation: float = 0.02
 
 
 class EncoderBlock(Module):
     """norm(x + attention(x)), then norm(x + mlp(x)). Vaswani et al. 2017, arXiv 1706.03762, section 3.1."""
 
     def __init__(self, ops: Ops, make: Maker, shape: EncoderShape):
-        C, eps = shape.channels, shape.eps
+        C, eps, deviation = shape.channels, shape.eps, shape.deviation
         self.ops, self.activation = ops, getattr(ops, shape.activation)
-        self.attention, self.norm1 = SelfAttention(ops, make, C, shape.heads, True, DEVIATION), LayerNorm(ops, make, C, eps=eps)
-        self.up, self.down = Linear(ops, make, C, shape.hidden), Linear(ops, make, shape.hidden, C)
+        self.attention = SelfAttention(ops, make, C, shape.heads, True, deviation, deviation)
+        self.norm1 = LayerNorm(ops, make, C, eps=eps)
+        self.up = Linear(ops, make, C, shape.hidden, deviation=deviation)
+        self.down = Linear(ops, make, shape.hidden, C, deviation=deviation)
         self.norm2 = LayerNorm(ops, make, C, eps=eps)
 
     def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
@@ -117,8 +119,8 @@ class EncoderClassifier(Encoder):
     def __init__(self, shape: EncoderShape, recipe: Recipe, seed: int = 0, classes: int = 2):
         super().__init__(shape, recipe, seed)
         make = Maker(seed + 2, recipe.parameters)
-        self.pool = Linear(self.ops, make, shape.channels, shape.channels)
-        self.head = Linear(self.ops, make, shape.channels, classes)
+        C, deviation = shape.channels, shape.deviation
+        self.pool, self.head = (Linear(self.ops, make, C, N, deviation=deviation) for N in (C, classes))
         self.parameters()
 
     def forward(self, ids: np.ndarray) -> Tensor:

@@ -45,9 +45,10 @@ class Decoder:
         """Logits (V,) float32 after the tokens of `window`, which stand at `start` and behind; their keys and values are cached."""
         if start and self.blocks and len(window) == 1 and not watched():
             return self.after_one(window[0], caches, start)
-        context, recipe, seen = self.model.ops.context, self.model.ops.recipe, FirstPass()
+        context, recipe, shape, seen = self.model.ops.context, self.model.ops.recipe, self.model.shape, FirstPass()
         ours = kernels.enabled() and isinstance(self.model.norm.gain.data, np.ndarray)
-        look = self.first and ours and not watched() and context.forward == "nearest_even" and not recipe.quantizers \
+        whole = all(widths == (shape.heads, 4 * shape.channels) for widths in shape.widths)      # the kernel knows no pruned block
+        look = self.first and ours and whole and not watched() and context.forward == "nearest_even" and not recipe.quantizers \
             and not any(part.int8 and not part.plain_int8 for part in quantized_layers(self.model).values())
         with watch(seen) if look else contextlib.nullcontext():
             logits = self.model(np.array([window], np.int32), caches, start)                 # (1,T,V)

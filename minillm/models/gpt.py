@@ -30,18 +30,42 @@ class GPTShape:
         if not 0 <= self.dropout < 1:
             raise MiniLLMError(f"dropout is {self.dropout}: it must lie in 0 ... 1, 1 excluded")
 
+    @property
+    def widths(self) -> tuple[tuple[int, int], ...]:
+        """Of each block its heads, and the channels between the linears of its MLP."""
+        return ((self.heads, 4 * self.channels),) * self.layers
+
+
+@dataclass(frozen=True)
+class PrunedShape(GPTShape):
+    """What pruning left: `kept` has a pair for each block, its heads and MLP channels. A head keeps the C / H channels it had."""
+
+    kept: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "kept", tuple((H, hidden) for H, hidden in self.kept))      # JSON has lists
+        if len(self.kept) != self.layers or not all(0 <= H <= self.heads and hidden >= 0 for H, hidden in self.kept):
+            raise MiniLLMError(f"{self.kept} is kept of {self.layers} blocks with {self.heads} heads: give (heads, MLP channels) "
+                               "of each block, none beyond what there was")
+
+    @property
+    def widths(self) -> tuple[tuple[int, int], ...]:
+        return self.kept
+
 
 class GPT(Module):
     """A decoder-only transformer: ids (B,T) -> logits (B,T,V). Radford et al. 2019; weights from N(0, 0.02)."""
 
     def __init__(self, shape: GPTShape, recipe: Recipe, seed: int = 0):
         self.shape, self.ops = shape, recipe.bind(seed)
-        make, C = Maker(seed, recipe.parameters), shape.channels
+        make, C, bias = Maker(seed, recipe.parameters), shape.channels, shape.bias
+        D = C // shape.heads if isinstance(shape, PrunedShape) else None
         self.tokens, self.positions = Embedding(self.ops, make, shape.vocabulary, C), Embedding(self.ops, make, shape.context, C)
         self.dropout = Dropout(self.ops, shape.dropout)
-        for i in range(shape.layers):
-            setattr(self, f"block{i}", Block(self.ops, make, C, shape.heads, shape.layers, shape.bias, shape.dropout))
-        self.norm = LayerNorm(self.ops, make, C, shape.bias)
+        for i, (H, hidden) in enumerate(shape.widths):
+            setattr(self, f"block{i}", Block(self.ops, make, C, H, shape.layers, bias, shape.dropout, D, hidden))
+        self.norm = LayerNorm(self.ops, make, C, bias)
         self.parameters()                                                     # every leaf has its name
 
     @property
@@ -98,7 +122,7 @@ class GPT(Module):
 
     def new_caches(self, int8: bool = False) -> list[KeyValueCache]:
         """Empty caches, one for each block; `int8`: of int8 codes."""
-        return [KeyValueCache(self.shape.context, int8_heads=self.shape.heads if int8 else 0) for _ in self.blocks]
+        return [KeyValueCache(self.shape.context, int8_heads=H if int8 else 0) for H, _ in self.shape.widths]
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, rng: np.random.Generator) -> int:

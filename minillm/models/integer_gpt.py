@@ -4,7 +4,7 @@ import numpy as np
 from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
-from minillm.models.gpt import GPT, GPTShape
+from minillm.models.gpt import GPT, GPTShape, PrunedShape
 from minillm.nn.integer import IntegerBlock, IntegerCache, IntegerEmbedding, IntegerLayerNorm, Rescale
 from minillm.quantization.integer_ops import product
 from minillm.recipes import PRESETS
@@ -22,6 +22,8 @@ class IntegerGPT(GPT):
         C, limit = shape.channels, 2 ** (bits - 1) - 1
         if not 8 <= bits <= 20 or 2 * bits + C.bit_length() > 54:
             raise MiniLLMError(f"a residual stream of {bits} bits beside {C} channels: 8 to 20 are possible")
+        if isinstance(shape, PrunedShape):
+            raise MiniLLMError(f"blocks of {shape.kept} (heads, MLP channels) in integers alone: take int8 weights")
         self.shape, self.ops, self.rounding, self.bits = shape, PRESETS["float32"].bind(0), rounding, bits
         self.tokens = IntegerEmbedding(rounding, shape.vocabulary, C, limit)
         self.positions = IntegerEmbedding(rounding, shape.context, C, limit)

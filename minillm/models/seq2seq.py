@@ -43,7 +43,7 @@ class EncoderBlock(Module):
         C, H, bias, sizes = shape.channels, shape.heads, shape.bias, deviations(shape.channels, 2 * shape.layers)
         self.ops, self.dropout = ops, Dropout(ops, shape.dropout)
         self.norm1, self.attention = LayerNorm(ops, make, C, bias), SelfAttention(ops, make, C, H, bias, *sizes)
-        self.norm2, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, *sizes)
+        self.norm2, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, 4 * C, bias, *sizes)
 
     def forward(self, x: Tensor, mask: np.ndarray) -> Tensor:
         x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), mask)))
@@ -58,7 +58,7 @@ class DecoderBlock(Module):
         self.ops, self.dropout = ops, Dropout(ops, shape.dropout)
         self.norm1, self.attention = LayerNorm(ops, make, C, bias), Attention(ops, make, C, H, bias, *sizes)
         self.norm2, self.cross = LayerNorm(ops, make, C, bias), CrossAttention(ops, make, C, H, bias, *sizes)
-        self.norm3, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, bias, *sizes)
+        self.norm3, self.mlp = LayerNorm(ops, make, C, bias), MLP(ops, make, C, 4 * C, bias, *sizes)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: np.ndarray, cache: KeyValueCache | None = None) -> Tensor:
         x = self.ops.add(x, self.dropout(self.attention(self.norm1(x), cache)))

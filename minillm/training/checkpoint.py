@@ -78,9 +78,9 @@ def part(arrays: dict, prefix: str) -> dict:
 
 def load_model(path: Path, model: GPT, arrays: dict, facts: dict) -> None:
     """Weights and learned state into a model of the same shape."""
-    if facts["shape"] != asdict(model.shape):
-        there = facts["shape"]
-        changed = [f"{k} {there.get(k)} there, {v} here" for k, v in asdict(model.shape).items() if there.get(k) != v]
+    there, here = facts["shape"], json.loads(json.dumps(asdict(model.shape)))                # tuples as the lists of a file
+    if there != here:
+        changed = [f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
         raise MiniLLMError(f"the checkpoint {path} is of another model: {', '.join(changed)}")
     model.load_state_dict(part(arrays, "model/"))
     for name, array in part(arrays, "learned/").items():

@@ -115,6 +115,7 @@ class Trainer:
     diverged_at: int | None = None
     blame: str | None = None
     observers: tuple = field(default_factory=tuple)          # of watched steps, besides the count of zeros
+    after_step: Callable[[dict], None] | None = None         # called after an update, with the gradients still scaled
 
     def run(self) -> Iterator[dict]:
         """The record of each attempt, as it is made; stops at the last, or where the run diverges."""
@@ -142,7 +143,7 @@ class Trainer:
         return record
 
     def attempt(self, lr: float) -> StepResult:
-        return training_step(self.objective, self.batches(self.step), self.step, lr, self.schedule.clip)
+        return training_step(self.objective, self.batches(self.step), self.step, lr, self.schedule.clip, self.after_step)
 
     def batches(self, step: int) -> list:
         return [self.batch(step, micro) for micro in range(self.schedule.accumulate)]
