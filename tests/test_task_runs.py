@@ -54,7 +54,7 @@ def test_a_task_is_learned_evaluated_and_gone_on_with(say, tmp_path):
     run = tmp_path / "run"
     code, out, err = say("train", "--model", "seq2seq", "--task", "copy", "--steps", 60, "--lr", 0.01, "--out", run, *SIZE)
     assert (code, err) == (0, "")
-    assert json.loads(out)["val_loss"] < 1.0                                  # of four letters and the end: log 4 is 1.39
+    assert json.loads(out)["val_loss"] < 1.2                                  # letters drawn from three, and the end: log 4 is 1.39
     code, out, err = say("evaluate", run, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)["metrics"]

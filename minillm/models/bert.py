@@ -11,13 +11,13 @@ from minillm.nn import Embedding, LayerNorm, Linear, Maker, Module, SelfAttentio
 from minillm.precision.recipe import Ops, Recipe
 
 
-
 @dataclass(frozen=True)
 class EncoderShape:
     """V vocabulary, L layers, H heads, C channels, T context; `hidden`: channels between the two linears of a block.
 
     ALBERT has embeddings of fewer channels, with a linear layer behind them, and one block that is passed L times (`shared`).
-    `activation`: "gelu_erf" or "gelu", the tanh form; `types`: kinds of text; `padding`: the id of what no token sees; `deviation`: of initial weights.
+    `activation`: "gelu_erf" or "gelu", the tanh form; `types`: kinds of text; `padding`: the id of what no token sees; `deviation`:
+    of the initial weights of linears.
     """
 
     vocabulary: int
