@@ -36,7 +36,7 @@ def question_answering(seed: int) -> Task:
     Two to four facts in any order about as many people, in a place or with a thing each: the one asked for, one or two more of
     the same kind, and in half of the passages one of the other kind. 8 people, 12 places, 12 things. Of the 192 possible facts
     24 are held out: they stand in no training passage, and every held-out question asks for one of them, so that whoever has
-    learned facts by heart finds none. 20,000 examples to train, 1,000 held out. Sources have at most 83 characters, targets 6.
+    learned facts by heart finds none. 20,000 examples to train, 1,000 held out. Sources have at most 93 characters, targets 6.
     Naming any value that fits the question matches 0.42, a constant answer less than 0.12.
     """
     draw = random.Random(f"question-answering {seed}")

@@ -31,7 +31,7 @@ def translation_emoji(seed: int) -> Task:
     """What emoji are called, from English to German, Spanish and French: "en>de red apple" -> "roter apfel".
 
     3,972 phrases a language. Skin tones and genders of one phrase are the same subject: all of them, in every language,
-    are trained or all are held out.
+    are trained or all are held out. Copying the English words has a bleu of 0.01 of 100.
     """
     about = [(base(english), Example(f"en>{language} {english}", name))
              for language in LANGUAGES for english, name in emoji_names(language).items()]
@@ -44,7 +44,10 @@ def base(english: str) -> str:
 
 
 def summarization_wiki(seed: int) -> Task:
-    """The first sentence of an article, to 200 characters, and the one line that describes it: 9,862 of them."""
+    """The first sentence of an article, to 200 characters, and the one line that describes it: 9,862 of them.
+
+    Of seed 0, copying the sentence has rouge_l 0.28, the line that stands most often 0.10.
+    """
     about = [(article.title, Example(first_sentence(article.lead), article.description)) for article in described()]
     return Task("summarization-wiki", *parts("summarization-wiki", seed, about), ("rouge_l", "token_f1", "exact_match"))
 
@@ -60,6 +63,7 @@ def question_answering_wiki(seed: int) -> Task:
     """A title and the line that describes it: "What is Choir?" -> "Ensemble of singers".
 
     Nothing in the question but the title helps: what is right on held-out titles is knowledge of words, not of the article.
+    Of seed 0, the line that stands most often has token_f1 0.10.
     """
     about = [(article.title, Example(f"{'Who' if article.topic == 'People' else 'What'} is {article.title}?", article.description))
              for article in described()]
@@ -74,6 +78,7 @@ def dialogue_chatterbot(seed: int) -> Task:
     """What is said to a chatterbot and its reply, one line of at most 120 characters. The same remark is one subject.
 
     Each pair counts once: 1,050 of the corpus's 2,026 dialogues are ten exchanges about broken computers, over and over.
+    That leaves 767 examples, 69 held out of seed 0; repeating the remark has token_f1 0.06.
     """
     pairs = {(ascii_folded(said), ascii_folded(reply)): None for said, reply in exchanges()}
     about = [(" ".join(re.findall(r"\w+", said.lower())), Example(said, reply)) for said, reply in pairs
@@ -82,7 +87,10 @@ def dialogue_chatterbot(seed: int) -> Task:
 
 
 def topics(seed: int) -> Task:
-    """Leads of 9,033 articles in 11 classes; the thousand that nobody has categorized are left out."""
+    """Leads of 9,033 articles in 11 classes; the thousand that nobody has categorized are left out.
+
+    Of seed 0, "People" for everyone has accuracy 0.23 and f1 0.03.
+    """
     labelled = [article for article in articles() if article.topic != "Uncategorized"]
     about = [(article.title, Example(article.lead, article.topic)) for article in labelled]
     classes = tuple(sorted({article.topic for article in labelled}))
