@@ -91,9 +91,9 @@ def test_the_first_of_equal_paragraphs_is_kept_with_its_white_space_and_empty_on
 
 
 def test_unknown_corpus_names_the_known_ones():
-    with pytest.raises(MiniLLMError, match=r"unknown corpus 'pydocs': did you mean 'pydoc'\? known are pydoc"):
+    with pytest.raises(MiniLLMError, match=r"unknown corpus 'pydocs': did you mean 'pydoc'\? known are pydoc, wiki"):
         load_corpus("pydocs")
-    assert set(CORPORA) == {"pydoc"}
+    assert set(CORPORA) == {"pydoc", "wiki"}
 
 
 def test_python_without_topics_is_told_what_to_do(monkeypatch):

@@ -24,6 +24,7 @@ from minillm.autograd.rule import RULES
 from minillm.autograd.rules import elementwise, products
 from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
+from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.hybrid import pruning
@@ -38,7 +39,7 @@ from minillm.precision import accumulation, block_scaling, clinic, float8, recip
 from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.quantization import affine, fixed_point, integer_ops, packing
 from minillm.quantization import products as int8_products
-from minillm.training import trainer
+from minillm.training import scores, trainer
 
 FAILURES = (AssertionError, MiniLLMError, pytest.fail.Exception)
 
@@ -375,6 +376,15 @@ MUTANTS = [
            "gpt.samples_follow_the_softmax", (2.0, 0)),
     Mutant("loading begins before all is checked", Module.load_state_dict, "array.shape != state[name].shape or ", "",
            "gpt.loading_is_all_or_nothing", (lambda: make(channels=16).state_dict(), "tokens.weight")),
+
+    # tasks and their scores
+    Mutant("a 零 for each missing unit", numbers.chinese, """re.sub("零+", "零", spelled)""", "spelled",
+           "translation.chinese_follows_the_stated_rule"),
+    Mutant("each example is a subject of its own", real.parts, "groups.setdefault(subject, [])", "groups.setdefault(example, [])",
+           "real_tasks.examples_about_one_subject_stay_together"),
+    Mutant("held-out examples teach a class, too", examples.Task._check_labels, "for example in self.train}",
+           "for example in (*self.train, *self.held_out)}", "tasks.a_class_that_is_only_held_out_cannot_be_learned"),
+    Mutant("BLEU's smoothing does not halve again", scores.smoothed, "halves / 2", "0.5", "scores.bleu_by_hand"),
 ]
 
 

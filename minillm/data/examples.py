@@ -1,4 +1,5 @@
 """What a task is made of: pairs of texts in two parts, and what makes a set of them no task."""
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from minillm.errors import MiniLLMError
@@ -46,3 +47,13 @@ class Task:
                                    f"classes {', '.join(self.classes)}; correct the label or add the class")
         if empty := sorted(set(self.classes) - {example.target for example in self.train}):
             raise MiniLLMError(f"class {empty[0]!r} of task {self.name!r} has no example to train on; add some or drop the class")
+
+
+def distinct(draw: Callable[[], Example], number: int, trained: Iterable[Example] = ()) -> tuple[Example, ...]:
+    """That many examples from `draw`, no source twice and none that is trained already."""
+    known, found = {example.source for example in trained}, {}
+    while len(found) < number:
+        example = draw()
+        if example.source not in known:
+            found[example.source] = example
+    return tuple(found.values())
