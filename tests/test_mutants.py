@@ -27,7 +27,7 @@ from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.hybrid import pruning
+from minillm.hybrid import pruning, structure
 from minillm.models import bert, decoding, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
@@ -370,6 +370,10 @@ MUTANTS = [
            "pruning.what_stays_is_no_smaller_than_what_goes"),
     Mutant("movement of scaled gradients", pruning.Pruner.follow, " / np.float32(self.trainer.objective.scaler.scale)", "",
            "pruning.movement_is_the_sum_of_minus_gradient_times_weight_whatever_the_loss_scale"),
+    Mutant("zeros stay in the model that was searched", structure.Search.loss, "w.data = data\n", "pass\n",
+           "structure.cut_arrays_give_the_loss_of_zeros", (("block0.head1",), True)),
+    Mutant("the dearest part goes first", structure.prune_structure, "candidates.sort(key=lambda part: costs[part]",
+           "candidates.sort(key=lambda part: -costs[part]", "structure.the_cheapest_goes_first_and_the_budget_is_kept"),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",
