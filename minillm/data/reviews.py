@@ -6,6 +6,8 @@ clauses is the score; a review is positive where it is above 0. Scores nearer to
 """
 import random
 
+from minillm.data.examples import Example, Task
+
 LONGEST = 40               # words; the shortest review has 30
 
 
@@ -37,16 +39,16 @@ FILLERS = words("a about above across after again against ago all almost along a
                 "they this those though three through thus time to today together too toward two")
 
 
-def reviews(seed: int, train: int = 4000, held_out: int = 1000) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Reviews with "positive" or "negative", half of each in each part; what is held out is in no review to train on."""
-    rng = random.Random(f"reviews {seed}")
-    drawn = {}
+def reviews(seed: int, train: int = 4000, held_out: int = 1000) -> Task:
+    """Half of each class in each part; what is held out is in no review to train on. Counting words finds two in three."""
+    rng, drawn = random.Random(f"reviews {seed}"), {}
     while len(drawn) < train + held_out:
         drawn[review(rng, positive=len(drawn) % 2 == 1)] = ("negative", "positive")[len(drawn) % 2]
-    pairs = list(drawn.items())
-    first = pairs[:train]
+    examples = [Example(text, verdict) for text, verdict in drawn.items()]
+    first = examples[:train]
     rng.shuffle(first)
-    return first, pairs[train:]
+    return Task("reviews", tuple(first), tuple(examples[train:]), ("f1", "accuracy", "precision", "recall"),
+                ("negative", "positive"), "word")
 
 
 def review(rng: random.Random, positive: bool) -> str:

@@ -13,14 +13,6 @@ from minillm.errors import unknown
 __all__ = ["TASKS", "Example", "Task", "load_task"]
 
 
-def classes_task(name: str, make: Callable[[int], tuple[list, list]], classes: tuple[str, ...], unit: str) -> Callable[[int], Task]:
-    """A classification made from what `make(seed)` gives: (text, class) pairs to train on, and held-out ones."""
-    def task(seed: int) -> Task:
-        parts = (tuple(Example(*pair) for pair in part) for part in make(seed))
-        return Task(name, *parts, ("f1", "accuracy", "precision", "recall"), classes, unit)
-    return task
-
-
 TASKS: dict[str, Callable[[int], Task]] = {
     "translation": translation,
     "summarization": summarization,
@@ -31,7 +23,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "question-answering-wiki": question_answering_wiki,
     "dialogue-chatterbot": dialogue_chatterbot,
     "topics": topics,
-    "reviews": classes_task("reviews", reviews, ("negative", "positive"), "word"),
+    "reviews": reviews,
 }
 
 
