@@ -127,7 +127,10 @@ def ending(result: dict) -> Answer:
 def compare(arguments) -> Answer:
     from minillm.experiments import compare
     recipes = [name.strip() for name in arguments.recipes.split(",") if name.strip()]
-    result = compare.compare(recipes, chosen(given_options(arguments)), arguments.seeds, arguments.out, arguments.quiet)
+    given = given_options(arguments)
+    models = [name.strip() for name in arguments.models.split(",") if name.strip()] or [given.get("model", "gpt")]
+    result = compare.compare(recipes, [chosen(given | {"model": name}) for name in models], arguments.seeds, arguments.out,
+                             arguments.quiet)
     return Answer(result, compare.describe(result))
 
 
@@ -230,6 +233,7 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("--out", type=filled, default="figures", metavar="DIR", help="folder for figures (default figures)")
     if name == "compare":
         parser.add_argument("--recipes", default="float32,bfloat16-mixed,float16-mixed", metavar="A,B", help="default %(default)s")
+        parser.add_argument("--models", default="", metavar="A,B", help="several models, each with its own task and defaults")
         parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, with seeds --seed, --seed + 1, ...")
     if name == "quantize":
         parser.add_argument("--scheme", type=filled, default="int8", metavar="NAME",

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from minillm.data import reviews as rules
 from minillm.data.batches import epoch_batch, padded
+from minillm.data.special import BEGIN, END, MASK, PAD, UNKNOWN
 from minillm.data.tasks import load_task
-from minillm.data.words import BEGIN, END, MASK, PAD, UNKNOWN, WordTokenizer
+from minillm.data.words import WordTokenizer
 from minillm.errors import MiniLLMError
 
 TEXT = "The cat saw the dog. The dog didn't!"

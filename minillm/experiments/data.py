@@ -2,7 +2,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from minillm.data.batches import check_long_enough, random_batch
 from minillm.data.corpora import Corpus, load_corpus, load_text
 from minillm.data.mixing import Mixture
-from minillm.data.special import SPECIAL
+from minillm.data.special import NO_TARGET, SPECIAL
 from minillm.data.tasks import Example, Task, load_task
 from minillm.data.tokenizers import TOKENIZERS, CharTokenizer, Tokenizer
 from minillm.errors import MiniLLMError
@@ -39,6 +39,10 @@ class Data:
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random windows of the training part, the same for every recipe."""
         return random_batch(self.train, options.batch, options.context, (options.seed, step, micro))
+
+    def unigram_loss(self) -> float:
+        """What validation costs, in nats a token, who knows how often each token stands in the training part, and no more."""
+        return unigram_loss(self.train, self.validation[1:])
 
     def loss(self, model: Module) -> tuple[float, int]:
         """(nats a token, tokens) of the validation part."""
@@ -71,16 +75,31 @@ class TaskData:
         """Random examples of the training parts, the same for every recipe."""
         return self.reader.batch(self.mixture.batch(options.batch, (options.seed, step, micro)))
 
+    def unigram_loss(self) -> float:
+        """What a target costs, in nats, who knows how often each stands in the training parts, and no more."""
+        train, held_out = (np.concatenate([targets[targets != NO_TARGET] for *_, targets in self.batches(part)])
+                           for part in ("train", "held_out"))
+        return unigram_loss(train, held_out)
+
+    def batches(self, part: str) -> Iterator[tuple]:
+        """The first examples of each task's part, which lie there in random order; those of like length together."""
+        some = [e for task in self.tasks for e in getattr(task, part)[:VALIDATED]]
+        some.sort(key=lambda e: (len(e.source), len(e.target)))
+        return (self.reader.batch(some[at:at + EVALUATION_BATCH]) for at in range(0, len(some), EVALUATION_BATCH))
+
     def loss(self, model: Module) -> tuple[float, int]:
-        """(nats a target, targets) over the first examples of each held-out part, which lie there in random order."""
-        some = [e for task in self.tasks for e in task.held_out[:VALIDATED]]
-        held_out = sorted(some, key=lambda e: (len(e.source), len(e.target)))
-        return mean_loss(model, (self.reader.batch(held_out[at:at + EVALUATION_BATCH])
-                                 for at in range(0, len(held_out), EVALUATION_BATCH)))
+        """(nats a target, targets) over the held-out parts."""
+        return mean_loss(model, self.batches("held_out"))
 
     def metrics(self, model: Module) -> dict[str, dict]:
         """{task: {score: value}} of the held-out parts."""
         return {task.name: score(task, self.reader.answers(model, [e.source for e in task.held_out])) for task in self.tasks}
+
+
+def unigram_loss(train: np.ndarray, held_out: np.ndarray) -> float:
+    """Mean cross-entropy of ids under the frequencies of others, each counted once more than it was seen."""
+    counts = np.bincount(train, minlength=int(held_out.max()) + 1) + 1
+    return math.fsum(math.log(len(train) + len(counts)) - math.log(counts[i]) for i in held_out) / len(held_out)
 
 
 def score(task: Task, answers: list[str]) -> dict[str, float]:

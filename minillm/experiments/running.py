@@ -154,11 +154,15 @@ def experiment(options: TrainOptions, int8: bool = False, advanced: Callable[[in
     sizes = measure(run.trainer.objective, run.trainer.batch(0, 0))
     follow(run, quiet, options.recipe, log=lambda record: advanced(record["step"]))
     diverged = run.trainer.diverged_at
-    result = {"recipe": options.recipe, "seed": options.seed, "val_loss": run.val_loss if diverged is None else None,
+    result = {"model": options.model, "recipe": options.recipe, "seed": options.seed,
+              "val_loss": run.val_loss if diverged is None else None,
+              "unigram_loss": run.data.unigram_loss(),
               "diverged_at": diverged, "first_not_finite": run.trainer.blame, "skipped_steps": run.trainer.skipped,
               "zero_gradient_share": mean_zero_share(run.records),
               "learned_steps": sum(step.size for step in run.model.ops.learned.values()), **sizes, "seconds": round(run.seconds, 2),
               "exponents": {str(e): n for e, n in histogram.counts.items()}, "records": run.records}
+    if options.tasks and diverged is None:
+        result["metrics"] = run.data.metrics(run.model)
     if int8 and diverged is None:
         after, before = round_to_int8(run.model)
         loss, _ = run.data.loss(run.model)
