@@ -150,7 +150,7 @@ def test_a_copy_is_of_its_own_class_and_says_the_same(kind, head):
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: f"{how.scheme} {how.method}")
 def test_every_method_converts_an_encoder(how):
     model = make(vocabulary=64)
-    ours, layers = convert(model, how, calibrate(model, [(IDS,)]))
+    ours, layers = convert(model, how, calibrate(model, [(IDS, TARGETS)]))
     matrices = {p.name for p in model.parameters() if p.ndim == 2}
     assert {layer.name for layer in layers} == matrices
     left = {layer.name for layer in layers if layer.left}
@@ -163,6 +163,6 @@ def test_every_method_converts_an_encoder(how):
 
 def test_inputs_of_a_shared_block_are_those_of_every_pass():
     model = make()
-    inputs = calibrate(model, [(IDS,)])
+    inputs = calibrate(model, [(IDS, TARGETS)])
     assert inputs["block0.up.weight"].shape == (3 * 14, 16)
     assert inputs["widen.weight"].shape == (14, 8)

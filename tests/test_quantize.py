@@ -11,7 +11,7 @@ from minillm.conversion.convert import Conversion
 from minillm.conversion.int8_model import replace_matrices, under
 from minillm.conversion.rounding import round_to_nearest
 from minillm.errors import MiniLLMError
-from minillm.experiments.quantize import calibration_batches
+from minillm.experiments.data import Data
 from minillm.experiments.run_folder import RunFolder, load_run
 from minillm.recipes import PRESETS
 from minillm.training.checkpoint import as_file, read_state
@@ -190,7 +190,7 @@ def test_a_changed_code_is_found(method, runs, say, tmp_path):
 
 def test_a_text_too_short_to_calibrate_with_is_refused(tmp_path):
     with pytest.raises(MiniLLMError, match="the calibration part has 16 tokens, but one window of context 16 needs 17"):
-        calibration_batches(np.zeros(16, np.int32), small(tmp_path), 4)
+        Data(None, np.zeros(16, np.int32), np.zeros(0, np.int32), 1.0, "").calibration(small(tmp_path), 1)
 
 
 def test_a_folder_is_replaced_by_force_alone(runs, say, tmp_path):

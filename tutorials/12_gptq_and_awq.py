@@ -20,6 +20,7 @@ run only.
 # %%
 import os
 import statistics
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,6 @@ from minillm.experiments.tables import table
 from minillm.plotting.quantization import loss_over_bits, over
 from minillm.quantization.affine import Scheme, grid
 from minillm.quantization.error import sqnr_db
-from minillm.training.evaluation import validation_loss
 
 QUICK = os.environ.get("MINILLM_QUICK") == "1"
 rng = np.random.default_rng(0)
@@ -138,8 +138,9 @@ for seed in SEEDS:
     run = new_run(options, data)
     follow(run, quiet=True)
     batches = [random_batch(data.train, 32, options.context, (seed, i)) for i in range(2)]
-    runs.append(Trained(run.model, run.model, options, batches, data.validation[:64 * (20 if QUICK else 200)]))
-exact = [validation_loss(run.model, run.validation)[0] for run in runs]
+    judged = replace(data, validation=data.validation[:64 * (20 if QUICK else 200)])
+    runs.append(Trained(run.model, run.model, options, batches, judged))
+exact = [run.data.loss(run.model)[0] for run in runs]
 print("float32:", ", ".join(f"{loss:.4f}" for loss in exact), "nats")
 
 # %% [markdown]
@@ -222,8 +223,8 @@ if not QUICK:
 
 # %%
 converted, layers = convert(runs[0].model, Conversion("int2", "gptq", "group"), runs[0].inputs)
-loss = validation_loss(converted, runs[0].validation)[0]
-costs = costs_of_layers(runs[0].exact, converted, loss, runs[0].validation, True)
+loss = runs[0].data.loss(converted)[0]
+costs = costs_of_layers(runs[0], converted, loss, True)
 decibels = {layer.name: layer.sqnr_db for layer in layers}
 print(table(["layer", "costs nats", "dB"], [[name, f"{costs[name]:+.4f}", f"{decibels[name]:.1f}"]
                                             for name in sorted(costs, key=costs.get, reverse=True)]))

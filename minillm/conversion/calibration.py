@@ -11,7 +11,7 @@ MOST_ROWS = 4096           # kept of each layer's inputs: 64 windows of 64 token
 
 
 def calibrate(model: Module, batches: Iterable[tuple]) -> dict[str, np.ndarray]:
-    """The inputs (n,K) float32 of every linear layer by its weight's name, for ids that are the first of each batch.
+    """The inputs (n,K) float32 of every linear layer by its weight's name, for batches of inputs and, last, targets.
 
     At most 4,096 rows of each, spread evenly. MiniLLMError where there are no batches, or an input is not finite.
     """
@@ -25,9 +25,9 @@ def calibrate(model: Module, batches: Iterable[tuple]) -> dict[str, np.ndarray]:
     model.ops.linear = recording
     try:
         with model.ops.context.no_record():
-            for number, (ids, *_) in enumerate(batches):
+            for number, (*inputs, _) in enumerate(batches):
                 model.ops.context.begin(0, number)
-                model(ids)
+                model(*inputs)
     finally:
         model.ops.linear = linear
     if not seen:

@@ -11,7 +11,6 @@ from minillm.experiments.quantize import Trained, prepared
 from minillm.experiments.tables import table
 from minillm.files import check_folder
 from minillm.plotting.quantization import loss_over_bits
-from minillm.training.evaluation import validation_loss
 from minillm.training.quantized_checkpoint import float32_bytes, quantized_file
 from minillm.training.trainer import finite_or_none
 
@@ -32,7 +31,7 @@ def bits(paths: list[str], granularity: str = "group", group: int = 32, calibrat
             raise MiniLLMError(f"recipe {run.model.ops.recipe.name} was trained with ternary weights, which have no other "
                                "number of bits: give runs of other recipes")
     check_folder(out)
-    exact = [validation_loss(run.exact, run.validation)[0] for run in runs]
+    exact = [run.data.loss(run.exact)[0] for run in runs]
     rows = [row(how, runs, exact) for how in tqdm(ways, "bits", disable=quiet, leave=False)]
     title = f"{len(runs)} trained run{'s' * (len(runs) > 1)}, {by(granularity, group)}"
     figure = loss_over_bits(rows, Path(out) / "bits.png", title)
@@ -54,7 +53,7 @@ def row(how: Conversion, runs: list[Trained], exact: list[float]) -> dict:
     above, sizes, db = [], [], []
     for run, loss in zip(runs, exact, strict=True):
         converted, layers = convert(run.model, how, run.inputs)
-        above.append(finite_or_none(validation_loss(converted, run.validation)[0] - loss))
+        above.append(finite_or_none(run.data.loss(converted)[0] - loss))
         sizes.append(len(quantized_file(converted, {})))
         db.append(statistics.median(layer.sqnr_db for layer in layers))
     return {"method": how.method, "bits": BITS[how.scheme], "losses_above": above,

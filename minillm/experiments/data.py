@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from minillm.data.batches import check_long_enough, random_batch
+from minillm.data.batches import check_long_enough, random_batch, window_batches
 from minillm.data.corpora import Corpus, load_corpus, load_text
 from minillm.data.mixing import Mixture
 from minillm.data.special import NO_TARGET, SPECIAL
@@ -39,6 +39,19 @@ class Data:
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random windows of the training part, the same for every recipe."""
         return random_batch(self.train, options.batch, options.context, (options.seed, step, micro))
+
+    def calibration(self, options: TrainOptions, windows: int) -> list[tuple]:
+        """Windows of the training text, drawn by the run's seed, a few at a time."""
+        there = len(self.train) // options.context
+        if windows > there:
+            raise MiniLLMError(f"--calibrate is {windows}, but the training text has {there} windows of {options.context} tokens: "
+                               "calibrate with fewer")
+        return [random_batch(self.train, size, options.context, (options.seed, i), "calibration")
+                for i, size in enumerate(in_batches(windows))]
+
+    def first_batch(self, options: TrainOptions) -> tuple:
+        """The first windows of the validation part."""
+        return next(iter(window_batches(self.validation, EVALUATION_BATCH, options.context)))
 
     def unigram_loss(self) -> float:
         """What validation costs, in nats a token, who knows how often each token stands in the training part, and no more."""
@@ -75,6 +88,14 @@ class TaskData:
         """Random examples of the training parts, the same for every recipe."""
         return self.reader.batch(self.mixture.batch(options.batch, (options.seed, step, micro)))
 
+    def calibration(self, options: TrainOptions, windows: int) -> list[tuple]:
+        """Examples to train on, drawn by the run's seed, a few at a time."""
+        return [self.reader.batch(self.mixture.batch(size, (options.seed, i, 0))) for i, size in enumerate(in_batches(windows))]
+
+    def first_batch(self, options: TrainOptions) -> tuple:
+        """The first held-out examples."""
+        return next(self.batches("held_out"))
+
     def unigram_loss(self) -> float:
         """What a target costs, in nats, who knows how often each stands in the training parts, and no more."""
         train, held_out = (np.concatenate([targets[targets != NO_TARGET] for *_, targets in self.batches(part)])
@@ -94,6 +115,11 @@ class TaskData:
     def metrics(self, model: Module) -> dict[str, dict]:
         """{task: {score: value}} of the held-out parts."""
         return {task.name: score(task, self.reader.answers(model, [e.source for e in task.held_out])) for task in self.tasks}
+
+
+def in_batches(number: int) -> list[int]:
+    """Sizes of batches that sum up to a number."""
+    return [min(EVALUATION_BATCH, number - at) for at in range(0, number, EVALUATION_BATCH)]
 
 
 def unigram_loss(train: np.ndarray, held_out: np.ndarray) -> float:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minillm.models.bert import EncoderClassifier, EncoderShape
+from minillm.models.bert import ClassifierShape, EncoderClassifier
 from minillm.models.gpt import GPT, GPTShape
 from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape
 from minillm.nn import Module
@@ -49,9 +49,9 @@ def seq2seq(options, vocabulary: int, classes: int, recipe: Recipe) -> Seq2Seq:
 
 def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClassifier:
     C = options.channels
-    shape = EncoderShape(vocabulary, options.layers, options.heads, C, 4 * C, options.context, C, activation="gelu", eps=1e-5,
-                         deviation=C**-0.5)
-    return EncoderClassifier(shape, recipe, options.seed, classes)
+    shape = ClassifierShape(vocabulary, options.layers, options.heads, C, 4 * C, options.context, C, activation="gelu", eps=1e-5,
+                            deviation=C**-0.5, classes=classes)
+    return EncoderClassifier(shape, recipe, options.seed)
 
 
 KINDS = {

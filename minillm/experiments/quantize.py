@@ -16,17 +16,16 @@ from minillm.conversion.convert import FULL_INTEGER, Conversion, Layer, convert
 from minillm.conversion.int8_model import under
 from minillm.conversion.integer_model import observe, to_integers
 from minillm.conversion.trained import trained_ternary
-from minillm.data.batches import Batch, random_batch, window_batches
 from minillm.errors import MiniLLMError, unknown
+from minillm.experiments.data import Data, TaskData
 from minillm.experiments.options import TrainOptions, check_range
 from minillm.experiments.run_folder import FILES, RunFolder, load_unquantized
 from minillm.experiments.tables import table
 from minillm.files import check_folder, write_whole
 from minillm.models.gpt import GPT
-from minillm.nn import quantized_layers
+from minillm.nn import Module, quantized_layers
 from minillm.quantization.error import sqnr_db
 from minillm.recipes import PRESETS, to_json
-from minillm.training.evaluation import EVALUATION_BATCH, validation_loss
 from minillm.training.quantized_checkpoint import float32_bytes, integer_file, quantized_file
 from minillm.training.trainer import finite_or_none
 
@@ -40,11 +39,11 @@ class Trained:
     With ternary weights `exact` is the model itself: its float32 masters alone are none.
     """
 
-    model: GPT
-    exact: GPT
+    model: Module
+    exact: Module
     options: TrainOptions
-    batches: list[Batch]
-    validation: np.ndarray
+    batches: list[tuple]
+    data: Data | TaskData
 
     @functools.cached_property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -57,11 +56,8 @@ def prepared(path: str | Path, windows: int) -> Trained:
     check_range("calibrate", windows, 1)
     model, _, options = load_unquantized(path, "converted again")
     data = RunFolder(Path(path)).read_data(options)
-    if windows > len(data.train) // options.context:
-        raise MiniLLMError(f"--calibrate is {windows}, but the training text has {len(data.train) // options.context} windows of "
-                           f"{options.context} tokens: calibrate with fewer")
     exact = model if trained_ternary(model) else under(model, PRESETS["float32"])
-    return Trained(model, exact, options, calibration_batches(data.train, options, windows), data.validation)
+    return Trained(model, exact, options, data.calibration(options, windows), data)
 
 
 def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | Path, force: bool = False,
@@ -83,11 +79,11 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
     if trained_ternary(trained.model):
         check_ternary(trained.model, how, leave_one_out)
     converted, layers = in_codes(trained, how)
-    before, after = (validation_loss(m, trained.validation)[0] for m in (trained.exact, converted))
+    before, after = (trained.data.loss(m)[0] for m in (trained.exact, converted))
     if not math.isfinite(after):
         raise MiniLLMError(f"the loss of the converted model is {after}: its weights are too far apart for {how.scheme} by "
                            f"{how.granularity}, take more bits or a finer granularity")
-    costs = costs_of_layers(trained.exact, converted, after, trained.validation, quiet) if leave_one_out else {}
+    costs = costs_of_layers(trained, converted, after, quiet) if leave_one_out else {}
     content = (integer_file if how.method == FULL_INTEGER else quantized_file)(converted, dataclasses.asdict(how))
     write_folder(source, target, trained.options, how, content)
     return {"scheme": how.scheme, "method": how.method, "granularity": how.granularity, "bytes": len(content),
@@ -96,35 +92,30 @@ def quantize(path: str | Path, how: Conversion, calibrate_with: int, out: str | 
             "layers": [layer_to_json(layer, costs) for layer in layers], "out": str(target.path)}
 
 
-def in_codes(trained: Trained, how: Conversion) -> tuple[GPT, list[Layer]]:
+def in_codes(trained: Trained, how: Conversion) -> tuple[Module, list[Layer]]:
     """The model as codes, and what became of its matrices."""
     if how.method == FULL_INTEGER:
+        if not isinstance(trained.exact, GPT):
+            raise MiniLLMError(f"--method {FULL_INTEGER} is for a gpt, this run has a {trained.options.model}: take another method")
         return to_integers(trained.exact, how, trained.inputs, observe(trained.exact, trained.batches))
     return convert(trained.model, how, {} if trained_ternary(trained.model) else trained.inputs)
 
 
-def check_ternary(model: GPT, how: Conversion, leave_one_out: bool) -> None:
+def check_ternary(model: Module, how: Conversion, leave_one_out: bool) -> None:
     """A model trained with ternary weights has its codes already, and nothing better to put in their place."""
     if (how.scheme, how.method) != ("ternary", "rtn") or leave_one_out:
         raise MiniLLMError(f"recipe {model.ops.recipe.name} was trained with ternary weights, which are taken over as they are: "
                            "convert it by --scheme ternary, and nothing else")
 
 
-def logits_db(trained: Trained, converted: GPT) -> float:
-    """Signal over noise of the whole model: of its logits on the first windows of the validation text."""
-    ids, _ = next(iter(window_batches(trained.validation, EVALUATION_BATCH, trained.options.context)))
-    logits = []
+def logits_db(trained: Trained, converted: Module) -> float:
+    """Signal over noise of the whole model: of its logits on the first windows or examples that validate."""
+    (*inputs, _), logits = trained.data.first_batch(trained.options), []
     for model in (trained.exact, converted):
         with model.ops.context.no_record():
             model.ops.context.begin(0)
-            logits.append(model(ids).data)
+            logits.append(model(*inputs).data)
     return sqnr_db(*logits)
-
-
-def calibration_batches(ids: np.ndarray, options: TrainOptions, windows: int) -> list[Batch]:
-    """Windows of the training text, drawn by the run's seed, a few at a time."""
-    sizes = [min(EVALUATION_BATCH, windows - at) for at in range(0, windows, EVALUATION_BATCH)]
-    return [random_batch(ids, size, options.context, (options.seed, i), "calibration") for i, size in enumerate(sizes)]
 
 
 def write_folder(source: RunFolder, target: RunFolder, options: TrainOptions, how: Conversion, content: bytes) -> None:
@@ -134,22 +125,23 @@ def write_folder(source: RunFolder, target: RunFolder, options: TrainOptions, ho
     for name in FILES:
         (target.path / name).unlink(missing_ok=True)
     write_whole(target.config, json.dumps({"minillm": __version__, "options": dataclasses.asdict(options), "text": config["text"],
+                                           "classes": config.get("classes", []),
                                            "from": str(source.path), "quantized": dataclasses.asdict(how),
                                            "recipe": to_json(PRESETS["float32"])}, indent=1))
     write_whole(target.tokenizer, source.tokenizer.read_text("utf-8"))
     write_whole(target.state, content)
 
 
-def costs_of_layers(exact: GPT, converted: GPT, loss: float, ids: np.ndarray, quiet: bool) -> dict[str, float]:
+def costs_of_layers(trained: Trained, converted: Module, loss: float, quiet: bool) -> dict[str, float]:
     """By the name of its weight what each layer of codes costs: the loss in nats, less that with this one layer in float32."""
     costs = {}
     for name in tqdm(quantized_layers(converted), "leave one out", disable=quiet, leave=False):
         *path, last = name.split(".")
         owner, codes = functools.reduce(getattr, path, converted), functools.reduce(getattr, name.split("."), converted)
-        part = copy.copy(functools.reduce(getattr, name.split("."), exact))
+        part = copy.copy(functools.reduce(getattr, name.split("."), trained.exact))
         part.ops = converted.ops                             # whose context is that of the whole pass
         setattr(owner, last, part)
-        costs[f"{name}.weight"] = loss - validation_loss(converted, ids)[0]
+        costs[f"{name}.weight"] = loss - trained.data.loss(converted)[0]
         setattr(owner, last, codes)
     return costs
 

@@ -113,14 +113,21 @@ class MaskedLanguageModel(Encoder):
         return self.criterion(self.ops, self(ids), targets)
 
 
+@dataclass(frozen=True)
+class ClassifierShape(EncoderShape):
+    """And K classes to tell apart."""
+
+    classes: int = 2
+
+
 class EncoderClassifier(Encoder):
     """An encoder that names the class of a text: ids (B,T) -> logits (B,K), read off the first token. Devlin et al., section 3."""
 
-    def __init__(self, shape: EncoderShape, recipe: Recipe, seed: int = 0, classes: int = 2):
+    def __init__(self, shape: ClassifierShape, recipe: Recipe, seed: int = 0):
         super().__init__(shape, recipe, seed)
         make = Maker(seed + 2, recipe.parameters)
         C, deviation = shape.channels, shape.deviation
-        self.pool, self.head = (Linear(self.ops, make, C, N, deviation=deviation) for N in (C, classes))
+        self.pool, self.head = (Linear(self.ops, make, C, N, deviation=deviation) for N in (C, shape.classes))
         self.parameters()
 
     def forward(self, ids: np.ndarray) -> Tensor:
