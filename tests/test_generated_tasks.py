@@ -42,8 +42,8 @@ def test_questions_are_answered_by_the_fact_about_the_person_and_by_no_other():
     task = loaded("question-answering")
     for part in task.train, task.held_out:
         assert share(answer, part) == 1
-        # 1/2 and 1/3 in equal shares are 0.417; a deviation is below 0.016 for 1,000 examples
-        assert share(first_that_fits, part) == pytest.approx(5 / 12, abs=5 * 0.016)
+        # One to three others, about half of the same kind: 3/4, 7/12 and 15/32 are 0.60. A deviation of 1,000 is 0.016.
+        assert share(first_that_fits, part) == pytest.approx(0.60, abs=5 * 0.016)
 
 
 def test_no_training_passage_holds_a_fact_that_is_held_out():
@@ -77,7 +77,7 @@ def matters(source):
 def first_fault_word(source):
     """The first statement whose last word is a fault's, denied or not: right unless a denied one stands first."""
     return next(f"{what.split()[-1]}: {machine} {room}" for machine, room, what in statements(source)
-                if what.split()[-1] in "drips jams leaks rattles smokes trips whines".split())
+                if what.split()[-1] in "burns drips halts jerks leaks reeks trips".split())
 
 
 def test_one_statement_of_a_report_matters_and_its_words_are_not_enough_to_find_it():

@@ -1,6 +1,7 @@
 """Translation by rule: spelled as an independent package spells, read back by other rules, split by number and by date."""
 import re
 from datetime import datetime
+from functools import cache
 from itertools import permutations
 
 import pytest
@@ -55,7 +56,7 @@ def test_every_number_is_read_back_by_another_rule(language):
 
 def test_english_and_german_are_spelled_as_num2words_spells_them():
     num2words = pytest.importorskip("num2words").num2words
-    for number in range(10_000):
+    for number in (*range(1_200), *range(1_200, 10_000, 7)):
         assert english(number) == num2words(number).replace(" and ", " ").replace(",", "")
         assert german(number) == num2words(number, lang="de")
 
@@ -75,6 +76,7 @@ def as_date(language, text):
     return datetime.strptime(text, {"en": "%B %d, %Y", "zh": "%Y年%m月%d日", "de": "%d. %m %Y"}[language]).date()
 
 
+@cache
 def meaning(language, text):
     return as_date(language, text) if re.search("[0-9]", text) else READ[language](text)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from minillm.data.examples import Example, Task, distinct
 
-PEOPLE = "Adam Ben Clara Dora Emil Finn Greta Hugo".split()
+PEOPLE = "Ann Dan Eve Hal Ida Max Sam Tom".split()
 
 
 class Relation(NamedTuple):
@@ -17,8 +17,8 @@ class Relation(NamedTuple):
 
 
 RELATIONS = (
-    Relation("{} is in {}.", "Where is {}?", "Jena Kyoto Lima Madrid Nice Oslo Paris Quito Rome Sofia Tokyo Vienna".split()),
-    Relation("{} has a {}.", "What does {} have?", "book coin drum fork hat kite lamp map ring sled vase whip".split()),
+    Relation("{} is in {}.", "Where is {}?", "Bern Cork Faro Graz Jena Kiel Lima Nice Oslo Pisa Rome York".split()),
+    Relation("{} has a {}.", "What does {} have?", "book coin drum fork harp kite lamp mask ring sled tent vase".split()),
 )
 
 
@@ -31,13 +31,14 @@ class Fact(NamedTuple):
 
 
 def question_answering(seed: int) -> Task:
-    """"Ben is in Rome. Emil has a map. Dora is in Oslo. Where is Dora?" -> "Oslo".
+    """"Sam is in Rome. Eve has a lamp. Ann is in Oslo. Where is Ann?" -> "Oslo".
 
-    Two to four facts in any order about as many people, in a place or with a thing each: the one asked for, one or two more of
-    the same kind, and in half of the passages one of the other kind. 8 people, 12 places, 12 things. Of the 192 possible facts
-    24 are held out: they stand in no training passage, and every held-out question asks for one of them, so that whoever has
-    learned facts by heart finds none. 20,000 examples to train, 1,000 held out. Sources have at most 93 characters, targets 6.
-    Naming any value that fits the question matches 0.42, a constant answer less than 0.12.
+    Two to four facts in any order about as many people, each in a place or with a thing: the one asked for, and others of
+    either kind. In 0.29 of the passages only one fact is of the kind asked for; in the others the name has to be found. 8 people
+    of three letters, 12 places and 12 things of four, so that every fact has 15 characters; within each of the three no two
+    begin alike. Of the 192 possible facts 24 are held out: they stand in no training passage, and every held-out question asks
+    for one of them, so that whoever has learned facts by heart finds none. 20,000 examples to train, 1,000 held out. Sources
+    have at most 83 characters, targets 4. Naming any value that fits the question matches 0.60, a constant answer less than 0.12.
     """
     draw = random.Random(f"question-answering {seed}")
     facts = [Fact(person, number, value) for number, relation in enumerate(RELATIONS)
@@ -52,16 +53,16 @@ def question_answering(seed: int) -> Task:
 def question(draw: random.Random, asked: Fact, others: list[Fact]) -> Example:
     """The question for one fact in a passage with up to three more."""
     passage = [asked]
-    for relation in [asked.relation] * draw.choice((1, 2)) + [1 - asked.relation] * draw.choice((0, 1)):
-        passage.append(another(draw, passage, relation, others))
+    for _ in range(draw.choice((1, 2, 3))):
+        passage.append(another(draw, passage, others))
     draw.shuffle(passage)
     told = [RELATIONS[fact.relation].fact.format(fact.person, fact.value) for fact in passage]
     return Example(" ".join([*told, RELATIONS[asked.relation].question.format(asked.person)]), asked.value)
 
 
-def another(draw: random.Random, passage: list[Fact], relation: int, facts: list[Fact]) -> Fact:
-    """A fact in a relation, about someone and something that the passage does not name yet."""
+def another(draw: random.Random, passage: list[Fact], facts: list[Fact]) -> Fact:
+    """A fact about someone and something that the passage does not name yet."""
     while True:
         fact = draw.choice(facts)
-        if fact.relation == relation and not any(fact.person == told.person or fact.value == told.value for told in passage):
+        if not any(fact.person == told.person or fact.value == told.value for told in passage):
             return fact

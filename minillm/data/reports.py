@@ -4,21 +4,22 @@ from itertools import product
 
 from minillm.data.examples import Example, Task, distinct
 
-MACHINES = "boiler cooler door fan heater lift mixer oven pump valve".split()
+MACHINES = "belt door gate hose lift mill oven pump tank vent".split()
 ROOMS = range(1, 10)
-FAULTS = "drips jams leaks rattles smokes trips whines".split()
+FAULTS = "burns drips halts jerks leaks reeks trips".split()
 CHORES = "was cleaned|was painted|was checked|was oiled|is new|is still off".split("|")
 
 Fault = tuple[str, int, str]
 
 
 def summarization(seed: int) -> Task:
-    """"The fan in room 3 was oiled. The pump in room 7 leaks. The door in room 7 no longer jams." -> "leaks: pump 7".
+    """"The mill in room 3 was oiled. The pump in room 7 leaks. The lift in room 7 no longer jerks." -> "leaks: pump 7".
 
     Two or three statements in any order about as many machines: one fault, the others a chore (6 kinds) or a fault that is no
-    longer there. 10 machines, 9 rooms, 7 faults. Of the 630 possible faults 63 are held out: no training report has them for
-    its fault, and every held-out report has one. 20,000 examples to train, 1,000 held out. Sources have at most 107 characters,
-    targets 17. Summing up any of the statements matches 0.42, a constant answer less than 0.04.
+    longer there. 10 machines of four letters, 9 rooms, 7 faults of five, no two of a kind with the same first letter. Of the 630
+    possible faults 63 are held out: no training report has them for its fault, and every held-out report has one. 20,000
+    examples to train, 1,000 held out. Sources have at most 97 characters, targets 13. Summing up any of the statements matches
+    0.42, the first word of a fault, denied or not, 0.67, a constant answer less than 0.04.
     """
     draw = random.Random(f"summarization {seed}")
     faults = list(product(MACHINES, ROOMS, FAULTS))
