@@ -89,30 +89,31 @@ def layer_norm_vjp_bound(g_, x, gain, mean, rstd):
     return exact, [g(K) * s + C * rows * SUBNORMAL for K, s in zip((C + 10, rows + 4, rows + 1), size, strict=True)]
 
 
-def attention_parts(q, k, v, heads):
+def attention_parts(q, k, v, heads, mask=None, causal=True):
     """Exact weights, and the relative error of the computed ones: that of the scores, and of e to it."""
     q, k, v = (products.heads_of(a, heads) for a in (q, k, v))
     scale, turned = q.shape[-1] ** -0.5, k.swapaxes(-1, -2)
-    seen = np.tri(q.shape[-2], dtype=bool)
+    seen = products.visible(np, q.shape[-2], k.shape[-2], mask, causal)
+    seen = True if seen is None else seen
     s = np.where(seen, q @ turned * scale, -np.inf)
     off = np.where(seen, g(q.shape[-1] + 4) * (abs(q) @ abs(turned)) * scale + g(4) * abs(np.where(seen, s, 0)), 0)
-    e = np.exp(s - s.max(-1, keepdims=True))
-    return q, k, v, scale, e / e.sum(-1, keepdims=True), np.expm1(2 * off.max(-1, keepdims=True)) + 2 * EXP
+    e = np.exp(s - np.maximum(s.max(-1, keepdims=True), -3e38))
+    return q, k, v, scale, e / np.maximum(e.sum(-1, keepdims=True), 1), np.expm1(2 * off.max(-1, keepdims=True)) + 2 * EXP
 
 
-def attention_bound(q, k, v, heads):
-    T = q.shape[1]
-    _, _, v, _, p, relative = attention_parts(q, k, v, heads)
+def attention_bound(q, k, v, heads, mask=None, causal=True):
+    T = k.shape[1]
+    _, _, v, _, p, relative = attention_parts(q, k, v, heads, mask, causal)
     flushed = T * TINY * abs(v).max(-2, keepdims=True)                         # weights below e^-87.3 count as 0
     return products.merged(p @ v), products.merged((relative + g(2 * T + 8)) * (p @ abs(v)) + flushed + SUBNORMAL)
 
 
-def attention_vjp_bound(g_, q, k, v, heads):
-    T = q.shape[1]
-    rows = attention_statistics(q, k, v, heads)
-    exact = RULES["attention"].backward(np, g_, q, k, v, **rows, mask=None, heads=heads, causal=True,
+def attention_vjp_bound(g_, q, k, v, heads, mask=None, causal=True):
+    T = max(q.shape[1], k.shape[1])
+    rows = attention_statistics(q, k, v, heads, mask, causal)
+    exact = RULES["attention"].backward(np, g_, q, k, v, **rows, mask=mask, heads=heads, causal=causal,
                                         products=products.FLOAT32_PRODUCTS, key=0)[:3]
-    q, k, v, scale, p, relative = attention_parts(q, k, v, heads)
+    q, k, v, scale, p, relative = attention_parts(q, k, v, heads, mask, causal)
     g_ = products.heads_of(g_, heads)
     size = abs(g_) @ abs(v.swapaxes(-1, -2))
     ds = scale * p * (size + (p * size).sum(-1, keepdims=True))
@@ -123,9 +124,9 @@ def attention_vjp_bound(g_, q, k, v, heads):
     return exact, [products.merged(x) + flushed for x in off]
 
 
-def attention_statistics(q, k, v, heads):
+def attention_statistics(q, k, v, heads, mask=None, causal=True):
     """The largest score of each row, and the sum of its exponentials."""
-    return RULES["attention"].forward(np, q, k, v, heads=heads)[1]
+    return RULES["attention"].forward(np, q, k, v, mask, heads=heads, causal=causal)[1]
 
 
 # one kernel after the other

@@ -137,6 +137,8 @@ MUTANTS = [
            ({"cotangents": BFLOAT16}, False)),
     Mutant("attention sees one token ahead", products.visible, "Tk - Tq", "Tk - Tq + 1",
            "gpt.a_later_token_changes_no_earlier_logit", ("float32", True)),
+    Mutant("a mask of pairs passes for one of keys", beside.masks_keys, "mask.shape in ((B, 1, 1, Tk), (1, 1, 1, Tk))",
+           "mask.shape[-1] == Tk", "attention.the_kernel_serves_masks_of_keys_alone"),
     Mutant("scores not scaled", products.scores, "* q.shape[-1] ** -0.5", "",
            "golden.loss_and_every_gradient_are_pytorchs", ("no bias",)),
     Mutant("truncation instead of nearest even", rounding.to_grid, "(part > word(2 ** (width - 1)))", "(part < word(0))",

@@ -19,10 +19,16 @@ def always(static, *arrays) -> bool:
     return True
 
 
-def plain_causal(static, q, k, v, mask=None) -> bool:
-    """Attention as a GPT is trained with it: causal, no mask, queries, keys and values of one shape, float32 products."""
-    one_shape = q.shape == k.shape == v.shape and q.shape[-1] % static["heads"] == 0
-    return one_shape and static["causal"] and mask is None and static["products"] is FLOAT32_PRODUCTS
+def plain_attention(static, q, k, v, mask=None) -> bool:
+    """Attention within a sequence or from one to another, with a mask of keys or none, float32 products."""
+    fits = q.ndim == 3 and k.shape == v.shape == (q.shape[0], v.shape[1], q.shape[2]) and q.shape[-1] % static["heads"] == 0
+    return fits and static["products"] is FLOAT32_PRODUCTS and (mask is None or masks_keys(mask, k))
+
+
+def masks_keys(mask, k) -> bool:
+    """A mask (B,1,1,Tk) or (1,1,1,Tk): for each key of a row whether the row's queries see it."""
+    B, Tk, _ = k.shape
+    return mask.dtype == bool and mask.shape in ((B, 1, 1, Tk), (1, 1, 1, Tk))
 
 
 def in_range(ids, end) -> bool:
@@ -84,7 +90,7 @@ KERNELS = {
     "rms_norm": Kernel("rowwise", "rms_norm"),
     "softmax": Kernel("softmax", "softmax", last_axis),
     "log_softmax": Kernel("softmax", "log_softmax", last_axis),
-    "attention": Kernel("attention", "attention", plain_causal),
+    "attention": Kernel("attention", "attention", plain_attention),
     "cross_entropy": Kernel("losses", "cross_entropy", classes),
     "embedding": Kernel("embedding", "embedding", rows_of_the_table),
     "dropout": Kernel("dropout", "dropout"),

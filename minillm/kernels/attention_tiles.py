@@ -12,6 +12,8 @@ from numba.extending import intrinsic
 
 from minillm.kernels.vectors import (
     HALVES,
+    INT,
+    INTS,
     LANES,
     LONG,
     VECTOR,
@@ -19,7 +21,6 @@ from minillm.kernels.vectors import (
     constant,
     emitter,
     exponential,
-    from_lane,
     integers,
     larger,
     load,
@@ -76,11 +77,13 @@ def scores_of(b, keys, k, step, queries, depth):
     return sums_of(b, at(b, keys, k), step, 1, queries, LONG(WIDTH), depth, [constant(0)] * (ROWS * VECTORS))
 
 
-def hidden(b, diagonal, ahead, values, instead):
-    """The tile with `instead` where the key comes after the query."""
-    if not diagonal:
+def hidden(b, edge, key, limits, values, instead):
+    """The tile, whose first key is number `key`, with `instead` where a key's number reaches its query's limit."""
+    if not edge:
         return values
-    seen = [from_lane(b, b.add(ahead, LONG(row - v * LANES))) for row in range(ROWS) for v in range(VECTORS)]
+    keys = [spread(b, b.add(b.trunc(key, INT), INT(row))) for row in range(ROWS)]
+    ends = [load(b, limits, v * LANES, INTS) for v in range(VECTORS)]
+    seen = [b.icmp_signed("<", number, end) for number in keys for end in ends]
     return [b.select(s, value, constant(instead)) for s, value in zip(seen, values, strict=True)]
 
 
@@ -94,46 +97,46 @@ def store_lanes(b, vectors, numbers):
         store(b, vector, numbers, v * LANES)
 
 
-def score_tile(diagonal):
+def score_tile(edge):
     """A tile of scores, -inf where hidden; `top` becomes the largest so far."""
     @intrinsic
-    def tile(typingctx, keys, k, step, queries, depth, out, o, top, ahead):
-        def emit(b, keys, k, step, queries, depth, out, o, top, ahead):
-            scores = hidden(b, diagonal, ahead, scores_of(b, keys, k, step, queries, depth), -float("inf"))
+    def tile(typingctx, keys, k, step, queries, depth, out, o, top, key, limits):
+        def emit(b, keys, k, step, queries, depth, out, o, top, key, limits):
+            scores = hidden(b, edge, key, limits, scores_of(b, keys, k, step, queries, depth), -float("inf"))
             store_all(b, scores, places_of(b, at(b, out, o), LONG(WIDTH)))
             most = lanes_of(b, top)
             for i, score in enumerate(scores):
                 most[i % VECTORS] = larger(b, score, most[i % VECTORS])
             store_lanes(b, most, top)
-        return types.void(keys, N, N, queries, N, out, N, top, N), emitter(emit)
+        return types.void(keys, N, N, queries, N, out, N, top, N, limits), emitter(emit)
     return tile
 
 
-def weight_tile(diagonal):
+def weight_tile(edge):
     """A tile of weights, exp(scores - top) share, 0 where hidden."""
     @intrinsic
-    def tile(typingctx, keys, k, step, queries, depth, out, o, top, share, ahead):
-        def emit(b, keys, k, step, queries, depth, out, o, top, share, ahead):
+    def tile(typingctx, keys, k, step, queries, depth, out, o, top, share, key, limits):
+        def emit(b, keys, k, step, queries, depth, out, o, top, share, key, limits):
             scores = scores_of(b, keys, k, step, queries, depth)
             lanes = zip(scores, lanes_of(b, top) * ROWS, lanes_of(b, share) * ROWS, strict=True)
             weights = [b.fmul(exponential(b, b.fsub(score, most)), part) for score, most, part in lanes]
-            store_all(b, hidden(b, diagonal, ahead, weights, 0), places_of(b, at(b, out, o), LONG(WIDTH)))
-        return types.void(keys, N, N, queries, N, out, N, top, share, N), emitter(emit)
+            store_all(b, hidden(b, edge, key, limits, weights, 0), places_of(b, at(b, out, o), LONG(WIDTH)))
+        return types.void(keys, N, N, queries, N, out, N, top, share, N, limits), emitter(emit)
     return tile
 
 
-def cotangent_tile(diagonal):
+def cotangent_tile(edge):
     """A tile of the weights' cotangents, 0 where hidden; `mean` grows by the sum over its keys of weights times cotangents."""
     @intrinsic
-    def tile(typingctx, values, k, step, cotangents, depth, out, o, weights, mean, ahead):
-        def emit(b, values, k, step, cotangents, depth, out, o, weights, mean, ahead):
-            found = hidden(b, diagonal, ahead, scores_of(b, values, k, step, cotangents, depth), 0)
+    def tile(typingctx, values, k, step, cotangents, depth, out, o, weights, mean, key, limits):
+        def emit(b, values, k, step, cotangents, depth, out, o, weights, mean, key, limits):
+            found = hidden(b, edge, key, limits, scores_of(b, values, k, step, cotangents, depth), 0)
             store_all(b, found, places_of(b, at(b, out, o), LONG(WIDTH)))
             means = lanes_of(b, mean)
             for i, place in enumerate(places_of(b, at(b, weights, o), LONG(WIDTH))):
                 means[i % VECTORS] = multiply_add(b, load(b, place), found[i], means[i % VECTORS])
             store_lanes(b, means, mean)
-        return types.void(values, N, N, cotangents, N, out, N, weights, mean, N), emitter(emit)
+        return types.void(values, N, N, cotangents, N, out, N, weights, mean, N, limits), emitter(emit)
     return tile
 
 

@@ -55,11 +55,6 @@ def exponential(b, x):
     return multiply_add(b, multiply_add(b, multiply_add(b, high, square, low), square, r), scale, scale)
 
 
-def from_lane(b, first):
-    """Which lanes have the number `first`, a 64-bit integer that may lie outside, or a larger one."""
-    return b.icmp_signed(">=", integers(range(LANES)), spread(b, b.trunc(first, INT)))
-
-
 def at(b, pointer, offset):
     """The pointer moved on by so many values."""
     return b.gep(pointer, [offset if isinstance(offset, ir.Value) else LONG(offset)])
