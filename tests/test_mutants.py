@@ -26,7 +26,7 @@ from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.hybrid import pruning, structure
+from minillm.hybrid import distillation, ensemble, pruning, structure
 from minillm.models import bert, decoding, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
@@ -373,6 +373,10 @@ MUTANTS = [
            "structure.cut_arrays_give_the_loss_of_zeros", (("block0.head1",), True)),
     Mutant("the dearest part goes first", structure.prune_structure, "candidates.sort(key=lambda part: costs[part]",
            "candidates.sort(key=lambda part: -costs[part]", "structure.the_cheapest_goes_first_and_the_budget_is_kept"),
+    Mutant("soft targets lose their size", distillation.distill, "soft * temperature**2", "soft",
+           "ensemble.the_loss_of_a_student_is_put_together_as_published", (0.25,)),
+    Mutant("a sum of probabilities, not a mean", ensemble.mean_probabilities, "total / np.float32(len(models))", "total",
+           "ensemble.probabilities_are_the_mean_of_softmaxes", ("float32",)),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",
