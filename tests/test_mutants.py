@@ -27,7 +27,7 @@ from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.hybrid import pruning, structure
+from minillm.hybrid import distillation, ensemble, pruning, structure
 from minillm.models import bert, decoding, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
@@ -366,8 +366,8 @@ MUTANTS = [
            "ngram.probabilities_are_those_of_the_definition_and_sum_to_one", ((0,),)),
     Mutant("one discount too few is handed on", ngram.level, "discounts[np.minimum(counts, 3)]", "discounts[np.minimum(counts, 2)]",
            "ngram.probabilities_are_those_of_the_definition_and_sum_to_one", ((0,),)),
-    Mutant("pruned weights keep their moments", pruning.forget, "np.where(mask, optimizer.recall(slot, name), np.float32(0))",
-           "optimizer.recall(slot, name)", "pruning.what_is_away_stays_away_with_its_moments", ("float32", {})),
+    Mutant("pruned weights keep their moments", pruning.forget, "optimizer.state[slot][name][~mask] = 0", "pass",
+           "pruning.what_is_away_stays_away_with_its_moments", ("float32", {})),
     Mutant("2:4 forgets the fours", pruning.largest, 'pattern == "2:4"', "False",
            "pruning.what_stays_is_no_smaller_than_what_goes"),
     Mutant("movement of scaled gradients", pruning.Pruner.follow, " / np.float32(self.trainer.objective.scaler.scale)", "",
@@ -376,6 +376,10 @@ MUTANTS = [
            "structure.cut_arrays_give_the_loss_of_zeros", (("block0.head1",), True)),
     Mutant("the dearest part goes first", structure.prune_structure, "candidates.sort(key=lambda part: costs[part]",
            "candidates.sort(key=lambda part: -costs[part]", "structure.the_cheapest_goes_first_and_the_budget_is_kept"),
+    Mutant("soft targets lose their size", distillation.distill, "soft * temperature**2", "soft",
+           "ensemble.the_loss_of_a_student_is_put_together_as_published", (0.25,)),
+    Mutant("a sum of probabilities, not a mean", ensemble.mean_probabilities, "total / np.float32(len(models))", "total",
+           "ensemble.probabilities_are_the_mean_of_softmaxes", ("float32",)),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",

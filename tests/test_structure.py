@@ -63,6 +63,7 @@ def test_a_pruned_model_can_be_pruned_further():
 def test_the_cheapest_goes_first_and_the_budget_is_kept():
     model = loud(bias=False)
     found = prune_structure(model, BATCHES, budget=0.02, group=16, limits={"layer": 0}, at_once=1)
+    assert found.removed
     singly = {name: cost for name, cost in found.costs.items() if "head" in name}
     channels = {name: cost for name, cost in found.costs.items() if "channels" in name}
     assert len(singly) == 8

@@ -20,11 +20,11 @@ def prune(model: GPT, trainer: Trainer, sparsity: float = 0.5, pattern: str = "a
           end: int | None = None, every: int = 10) -> "Pruner":
     """Have a trainer that has not begun take away a share `sparsity` of each linear layer's weights as it goes, and keep it so.
 
-    The share grows from 0 at step `begin` to all of it at `end` (three quarters of the steps, unless given), anew every `every`
+    The share grows from 0 at step `begin` to all of it at `end` (half of the steps, unless given), anew every `every`
     steps. pattern: "any", or "2:4": at most two of four neighbours of a row. score: what stays is what is largest ("magnitude"),
     or what training has moved away from zero ("movement": Sanh et al. 2020, arXiv 2005.07683). MiniLLMError for what cannot be.
     """
-    end = end or max(trainer.schedule.steps * 3 // 4, begin + 1)
+    end = end or max(trainer.schedule.steps // 2, begin + 1)
     for name, value, known in (("pattern", pattern, PATTERNS), ("score", score, SCORES)):
         if value not in known:
             raise unknown(name, value, known)
@@ -97,9 +97,12 @@ class Pruner:
 def forget(optimizer: Optimizer, name: str, mask: np.ndarray) -> None:
     """Moments, and what rounding took from a weight, are 0 where the mask is."""
     for slot in optimizer.slots:
-        optimizer.put(slot, name, np.where(mask, optimizer.recall(slot, name), np.float32(0)))
-    if (lost := optimizer.state.get("compensation", {}).get(name)) is not None:
-        optimizer.state["compensation"][name] = np.where(mask, lost, lost.dtype.type(0))
+        if optimizer.format_of(slot, name):
+            optimizer.state[slot][name][~mask] = 0
+        else:                                            # codes
+            optimizer.put(slot, name, np.where(mask, optimizer.recall(slot, name), np.float32(0)))
+    if name in optimizer.state.get("compensation", {}):
+        optimizer.state["compensation"][name][~mask] = 0
 
 
 def largest(scores: np.ndarray, share: float, pattern: str) -> np.ndarray:
@@ -110,5 +113,5 @@ def largest(scores: np.ndarray, share: float, pattern: str) -> np.ndarray:
         scores = np.where(low, scores, np.float32(np.inf))
     away = round(share * scores.size)
     mask = np.ones(scores.size, bool)
-    mask[np.argsort(scores, axis=None, kind="stable")[:away]] = False
+    mask[np.argpartition(scores, away, axis=None)[:away]] = False
     return mask.reshape(scores.shape)
