@@ -204,10 +204,15 @@ def run(seed, optimizer, lr, how):
             "optimizer": optimizer, "updates": trainer.objective.optimizer.steps}
 
 
+def last(result):
+    """The mean loss over the last tenth of what was read."""
+    return fmean(result["losses"][-max(1, len(result["losses"]) // 10):])
+
+
 under_sgd = {(how, lr): run(0, sgd, lr, how) for how, lr in
              (("plain", 1), ("as-listed", 4), ("plain", 4), ("sum", 1), ("mean", 4), ("big", 4), ("sum", 4))}
 print(table(["SGD", "lr", "updates", "last losses", "largest norm"],
-            [[how, lr, r["updates"], f"{fmean(r['losses'][-10:]):.4f}", f"{max(r['norms']):.3g}"]
+            [[how, lr, r["updates"], f"{last(r):.4f}", f"{max(r['norms']):.3g}"]
              for (how, lr), r in under_sgd.items()]))
 
 
@@ -265,7 +270,7 @@ def of(how, key):
 
 lines = []
 for how in ("plain", "as-listed", "mean", "big", "sum"):
-    f1, loss = of(how, lambda r: r["f1"]), of(how, lambda r: fmean(r["losses"][-len(r["losses"]) // 10:]))
+    f1, loss = of(how, lambda r: r["f1"]), of(how, last)
     norms, seconds = of(how, lambda r: max(r["norms"])), of(how, lambda r: r["seconds"])
     lines.append([how, len(of(how, len)), f"{fmean(f1):.3f}", f"{min(f1):.3f} to {max(f1):.3f}", f"{fmean(loss):.4f}",
                   ", ".join(f"{norm:.2f}" for norm in norms), f"{fmean(seconds):.0f}"])
@@ -291,3 +296,10 @@ mean, big = (weights(under_adam[how, 0]) for how in ("mean", "big"))
 moved = max(abs(mean[name] - big[name]).max() for name in mean)
 largest = {how: max(under_adam[how, 0]["norms"]) for how in ("mean", "big")}
 print(f"mean and big: weights differ by at most {moved:.1e}, largest norms {largest['mean']:.4f} and {largest['big']:.4f}")
+
+if not QUICK:
+    assert min(of("plain", lambda r: r["f1"])) > 0.9
+    assert moved < 1e-2                                                            # the weights themselves move by tenths
+    assert abs(largest["mean"] / largest["big"] - 1) < 1e-2
+    assert max(under_adam["sum", 0]["norms"]) > 2 * largest["mean"]
+    assert max(under_sgd["sum", 4]["norms"]) > 100 * max(under_sgd["big", 4]["norms"])
