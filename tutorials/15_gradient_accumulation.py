@@ -303,3 +303,24 @@ if not QUICK:
     assert abs(largest["mean"] / largest["big"] - 1) < 1e-2
     assert max(under_adam["sum", 0]["norms"]) > 2 * largest["mean"]
     assert max(under_sgd["sum", 4]["norms"]) > 100 * max(under_sgd["big", 4]["norms"])
+
+# %% [markdown]
+# What the listing gets wrong
+# ---------------------------
+#
+# The mean over micro-batches and the big batch are one run: the same losses, norms and f1, and weights that differ by
+# roundings. The listing is plain training with batches of 25, under Adam too but for the first steps. That is why it
+# seems to work: whoever believes to train with batches of 100 gets four times as many updates of a quarter of the data
+# each, and in a short training many noisy updates are worth more than few exact ones. What it does not give is what
+# accumulation is for: the gradient of a batch that does not fit.
+#
+# Its second setting, a float16 constant that nothing reads, changes nothing at all.
+#
+# Does accumulation lower the risk of exploding gradients?
+# --------------------------------------------------------
+#
+# *Holds when* the comparison is with the micro-batch by itself: the mean of four gradients is less noisy than one, as
+# any larger batch's is, and the largest norms above are smaller. Against the big batch that it stands for it changes
+# nothing: their largest norms are the same number. And the sum that is usually printed makes it worse, by T: under SGD
+# at a rate of 4 its largest gradient was 97 where the mean's was 0.39, and the loss ended at 22. What bounds a gradient
+# is clipping (``Schedule.clip``), which this script switched off.
