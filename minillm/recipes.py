@@ -39,6 +39,11 @@ def pure(low: Format, name: str, **more) -> Recipe:
     return mixed(low, name, parameters=low, optimizer_state=low, gradients=low, **more)
 
 
+def each_layer(weight: Callable, x: Callable) -> dict[str, Callable]:
+    """Quantizers for the weights and inputs of linears and recurrences; the state of a recurrence stays as it is."""
+    return {"linear.weight": weight, "linear.x": x, "lstm.weight": weight, "lstm.recurrent": weight, "lstm.x": x}
+
+
 PRESETS = {recipe.name: recipe for recipe in (
     Recipe("float32", about="everything in float32"),
     Recipe("float32-scaled", loss_scaling=SCALERS["keras"],
@@ -62,14 +67,13 @@ PRESETS = {recipe.name: recipe for recipe in (
           about="float16-no-master, but updates are rounded stochastically"),
     mixed(FLOAT16, "float16-kahan", parameters=FLOAT16, loss_scaling=DYNAMIC, update="kahan",
           about="float16-no-master, but what rounding takes from a weight is kept beside it in float16, and added back"),
-    Recipe("int8-qat", quantizers={"linear.weight": INT8_ROWS, "embedding.weight": INT8_ROWS, "linear.x": INT8_TOKENS},
+    Recipe("int8-qat", quantizers=each_layer(INT8_ROWS, INT8_TOKENS) | {"embedding.weight": INT8_ROWS},
            about="float32, with weights replaced by the values of int8 codes by row, activations by token: training knows of int8"),
-    Recipe("int4-qat", quantizers={"linear.weight": INT4_RANGES, "embedding.weight": INT4_RANGES, "linear.x": INT8_TOKENS},
+    Recipe("int4-qat", quantizers=each_layer(INT4_RANGES, INT8_TOKENS) | {"embedding.weight": INT4_RANGES},
            about="int4 weights in groups of 32, whose steps are learned, int8 activations by token"),
-    Recipe("int8-switchback", products={"linear": SWITCHBACK},
+    Recipe("int8-switchback", products={"linear": SWITCHBACK, "lstm": SWITCHBACK},
            about="float32, but forward and input-gradient products of linears are of int8 codes; weight gradients are not"),
-    Recipe("bitnet-b1.58", quantizers={"linear.weight": Ternary(), "linear.x": BITNET_TOKENS, "head/linear.weight": None,
-                                       "head/linear.x": None},
+    Recipe("bitnet-b1.58", quantizers=each_layer(Ternary(), BITNET_TOKENS) | {"head/linear.weight": None, "head/linear.x": None},
            about="weights of linears -s, 0 or s, inputs normalized and int8 by token; embeddings and head in float32"),
     Recipe("float32-adam8-dynamic", optimizer_state=DYNAMIC8, about="float32, but Adam's moments in eight bits, dynamic map"),
     Recipe("float32-adam8-linear", optimizer_state=LINEAR8, about="float32, but Adam's moments in eight bits, linear map"),

@@ -21,7 +21,7 @@ from minillm.autograd import kernels as beside
 from minillm.autograd import tensor, watching
 from minillm.autograd.context import Context
 from minillm.autograd.rule import RULES
-from minillm.autograd.rules import elementwise, products
+from minillm.autograd.rules import elementwise, products, recurrence
 from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.data import examples, numbers, real
@@ -72,20 +72,20 @@ class Mutant:
 
 MUTANTS = [
     # loss scaling
-    Mutant("scale not applied", trainer.training_step, "scale / len(batches)", "1 / len(batches)",
+    Mutant("scale not applied", trainer.one_update, "scale / divisor", "1 / divisor",
            "loss_scaling.a_training_step_hands_out_gradients_that_are_scaled", (2.0**16,)),
     Mutant("scale shown but not propagated", RULES["mul"].backward, "g * z", "g",
            "loss_scaling.raw_gradients_are_exactly_s_times_the_unscaled_ones", ("float32", 2.0**16)),
-    Mutant("unscale forgotten", trainer.training_step, "clip_factor(norm, clip) / scale", "clip_factor(norm, clip)",
+    Mutant("unscale forgotten", trainer.one_update, "clip_factor(norm, clip) / scale", "clip_factor(norm, clip)",
            "loss_scaling.a_scale_changes_no_bit_of_what_is_learned_where_nothing_underflows", ("float32", 2.0**16)),
-    Mutant("norm of scaled gradients", trainer.training_step, "gradients.values(), scaler.inverse", "gradients.values()",
+    Mutant("norm of scaled gradients", trainer.one_update, "gradients.values(), scaler.inverse", "gradients.values()",
            "loss_scaling.a_scale_changes_no_bit_of_what_is_learned_where_nothing_underflows", ("float32", 2.0**16)),
-    Mutant("moments touched before the finite check", trainer.training_step, "    norm = global_norm",
+    Mutant("moments touched before the finite check", trainer.one_update, "    norm = global_norm",
            "    optimizer.step(gradients, 0.0, 1 / scale)\n    norm = global_norm",
            "loss_scaling.an_overflow_touches_neither_weights_nor_moments_nor_the_step_count", ("float32",)),
-    Mutant("overflow not noticed", trainer.training_step, "finite = math.isfinite(norm)", "finite = True",
+    Mutant("overflow not noticed", trainer.one_update, "finite = math.isfinite(norm)", "finite = True",
            "loss_scaling.an_overflow_touches_neither_weights_nor_moments_nor_the_step_count", ("float16-mixed",)),
-    Mutant("a NaN passes for finite", trainer.training_step, "math.isfinite(norm)", "not norm == math.inf",
+    Mutant("a NaN passes for finite", trainer.one_update, "math.isfinite(norm)", "not norm == math.inf",
            "gpt.pure_float16_at_eps_1e_8_diverges"),
     Mutant("no floor", LossScaler.update, "max(self.scale * self.how.backoff, self.how.floor or 0.0)",
            "self.scale * self.how.backoff", "loss_scaling.long_runs_end_at_the_ends_of_the_range"),
@@ -107,12 +107,23 @@ MUTANTS = [
            "clinic.half_underflows_where_the_mean_is_at_the_limit"),
     Mutant("a step after an overflow goes on being recorded", clinic.GradientTrace.__call__, "self.overflowed.add(step)", "pass",
            "clinic.a_step_that_overflowed_in_the_run_is_fine_at_a_lower_scale"),
-    Mutant("micro-batches not divided", trainer.training_step, "scale / len(batches)", "scale",
+    Mutant("micro-batches not divided", trainer.one_update, "scale / divisor", "scale",
            "loss_scaling.two_micro_batches_of_the_same_windows_are_one_batch"),
     Mutant("the last micro-batch only", trainer.accumulate, "widen(total[name], np.float32) + g if name in total else g", "g",
            "loss_scaling.two_micro_batches_are_their_common_batch"),
     Mutant("gradients in the order of a set", trainer.accumulate, "[name for name in parameters if name in found]",
            "parameters.keys() & found.keys()", "loss_scaling.gradients_come_in_the_order_of_the_parameters"),
+
+    Mutant("every micro-batch counts alike", trainer.divided, "sum(counts) / n", "len(batches)",
+           "trainer.micro_batches_of_unequal_size_count_by_their_targets"),
+    Mutant("as listed, but not divided", trainer.divided, '"as-listed": T', '"as-listed": 1',
+           "trainer.as_listed_there_is_an_update_at_every_micro_batch"),
+
+    # the recurrence
+    Mutant("the candidate goes through a sigmoid", recurrence.slopes, "xp.concatenate([half, half, one, half])",
+           "xp.concatenate([half, half, half, half])", "lstm.hidden_states_are_those_of_the_formula"),
+    Mutant("a hidden token moves the state", recurrence.where_seen, "new if mask is None else xp.where(mask[:, t, None], new, old)",
+           "new", "lstm.what_the_mask_hides_is_passed_by"),
 
     # autograd and rounding
     Mutant("unbroadcast forgotten", elementwise.unbroadcast, "if axes else g", "if False else g",
@@ -274,7 +285,7 @@ MUTANTS = [
            "low_precision_updates.the_expected_stochastic_update_is_the_exact_one", (BFLOAT16, 0.25)),
     Mutant("random bits from steps, not attempts", optim.Optimizer.rounded, "step=self.attempt", "step=self.steps",
            "low_precision_updates.the_bits_are_those_of_seed_attempt_and_name"),
-    Mutant("the attempt is not handed on", trainer.training_step, "/ scale, step)", "/ scale)",
+    Mutant("the attempt is not handed on", trainer.one_update, "/ scale, step)", "/ scale)",
            "low_precision_updates.a_training_step_hands_on_the_number_of_its_attempt"),
     Mutant("eight-bit moments are used as they come back", optim.Optimizer.keep, "if format else exact", "if True else exact",
            "eight_bit.a_v_that_is_stored_as_zero_does_not_divide_by_eps"),

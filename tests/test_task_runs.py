@@ -7,7 +7,7 @@ from test_cli import assert_one_line
 
 from minillm import cli
 from minillm.data import tasks as tasks_module
-from minillm.data.mixing import POOL, Mixture
+from minillm.data.mixing import Mixture
 from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.data.tasks import Example, Task
 from minillm.data.tokenizers import CharTokenizer
@@ -71,9 +71,10 @@ def test_several_tasks_in_one_model_have_scores_of_their_own(say, tmp_path):
     assert json.loads(say("evaluate", tmp_path / "run", "--json")[1])["metrics"].keys() == {"copy", "reverse"}
 
 
+@pytest.mark.parametrize("model", ["bert", "lstm"])
 @pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "bfloat16-mixed", "int8-qat"])
-def test_a_classifier_learns_the_class(say, tmp_path, recipe):
-    code, *_ = say("train", "--model", "bert", "--task", "first", "--steps", 40, "--warmup", 5, "--recipe", recipe, "--out",
+def test_a_classifier_learns_the_class(say, tmp_path, recipe, model):
+    code, *_ = say("train", "--model", model, "--task", "first", "--steps", 40, "--warmup", 5, "--recipe", recipe, "--out",
                    tmp_path / "run", *SIZE)
     assert code == 0
     assert json.loads(say("evaluate", tmp_path / "run", "--json")[1])["metrics"]["first"]["accuracy"] == 1
@@ -84,7 +85,7 @@ def test_a_classifier_learns_the_class(say, tmp_path, recipe):
     (("--model", "seq2seq", "--task", "copi"), "unknown task 'copi'"),
     (("--task", "copy"), "copy is a task, which --model gpt does not learn: choose --model seq2seq"),
     (("--model", "seq2seq", "--task", ""), "it is empty"),
-    (("--model", "seq2seq", "--task", "first"), "--model seq2seq cannot learn first: choose another --task, or --model bert"),
+    (("--model", "seq2seq", "--task", "first"), "--model seq2seq cannot learn first: choose another --task, or --model bert, lstm"),
     (("--model", "bert", "--task", "copy"), "--model bert cannot learn copy"),
     (("--model", "seq2seq", "--task", "copy,copy"), "names a task twice"),
     (("--model", "seq2seq", "--task", "copy", "--context", "4"), "a text of copy has 5 tokens, the context is 4: give --context 5"),
@@ -103,18 +104,14 @@ def test_what_cannot_be_is_said_in_one_line(say, tmp_path, argv, says):
 def test_a_mixture_draws_tasks_by_size_evenly_or_by_temperature():
     big, small = [Example("b", "")] * 900, [Example("s", "")] * 100
     for sampling, share in (("size", 0.1), ("uniform", 0.5), ("2", 1 / (1 + 3))):      # 900^(1/2) is 30, 100^(1/2) is 10
-        drawn = [e.source for step in range(POOL) for e in Mixture([big, small], sampling).batch(64, (0, step, 0))]
+        drawn = [e.source for step in range(16) for e in Mixture([big, small], sampling).batch(64, (0, step, 0))]
         found = drawn.count("s") / len(drawn)
         assert abs(found - share) < 5 * (share * (1 - share) / len(drawn)) ** 0.5, sampling           # 5 deviations
 
 
-def test_a_batch_is_a_function_of_its_key_and_has_texts_of_like_length():
-    examples = [Example("x" * n, "") for n in range(64)]
-    mixture = Mixture([examples])
+def test_a_batch_is_a_function_of_its_key():
+    mixture = Mixture([[Example(str(n), "") for n in range(64)]])
     assert mixture.batch(8, (1, 5, 0)) == mixture.batch(8, (1, 5, 0)) != mixture.batch(8, (2, 5, 0))
-    spans = [max(lengths) - min(lengths) for step in range(POOL)
-             for lengths in [[len(e.source) for e in mixture.batch(8, (1, step, 0))]]]
-    assert max(spans) < 32                                                    # drawn at random they span about 50
 
 
 def test_a_pair_reader_moves_the_answer_by_one_and_leaves_padding_out():

@@ -7,11 +7,14 @@ import pytest
 from hand_made import by_hand, constant, dot, values
 from tiny_gpt import batch, make, objective_of, recipe_of, state_bits
 
+from minillm.autograd.tensor import backward, tensor
+from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.optim import SGD
 from minillm.precision.loss_scaling import NO_SCALING, LossScaler, LossScaling, static_scale
 from minillm.recipes import PRESETS
-from minillm.training.trainer import PATIENCE, Objective, Schedule, Trainer, training_step
+from minillm.testing import FLOAT64, gamma
+from minillm.training.trainer import ACCUMULATIONS, PATIENCE, Objective, Schedule, Trainer, training_step
 
 
 def trainer_of(recipe="float32", steps=6, watch_every=0, accumulate=1, scaling=None, dropout=0.0, **changes):
@@ -138,6 +141,80 @@ def test_losses_of_micro_batches_are_averaged_even_if_they_are_not_finite():
     assert training_step(by_hand(dot, {"w": [1.0]}), [([[2.0]],), ([[4.0]],)], 0, 0.1, clip=0).loss == 3
     result = training_step(by_hand(dot, {"w": [1.0]}), [([[math.inf]],), ([[-math.inf]],)], 0, 0.1)
     assert (math.isnan(result.loss), result.finite) == (True, False)
+
+
+# --- accumulation
+
+ROWS = np.random.default_rng(1).integers(-8, 9, (16, 5))
+WAYS = [ROWS[:4], ROWS[4:8], ROWS[8:]]                         # shares 1/4, 1/4 and 1/2: exact
+
+
+def accumulated(parts, accumulation="mean", targets=None, recipe="float32"):
+    """What the update of a step over these rows is made from."""
+    objective, found = by_hand(dot, {"w": [0.0] * parts[0].shape[1]}, recipe), {}
+    objective.targets = targets
+    result = training_step(objective, [(part,) for part in parts], 0, 1.0, 0, found.update, accumulation)
+    return found["w"].tolist(), result
+
+
+def test_micro_batches_of_unequal_size_count_by_their_targets():
+    found, result = accumulated(WAYS, targets=len)
+    assert found == ROWS.mean(0).tolist()
+    assert result == accumulated([ROWS])[1]
+    assert accumulated(WAYS)[0] != found                       # the mean of means is another one
+    assert accumulated(np.split(ROWS, 4), targets=len) == accumulated(np.split(ROWS, 4))
+
+
+def test_a_sum_is_the_mean_times_the_number_of_micro_batches():
+    assert accumulated(np.split(ROWS, 4), "sum")[0] == (4 * ROWS.mean(0)).tolist()
+
+
+def test_as_listed_there_is_an_update_at_every_micro_batch():
+    listed, plain = (by_hand(dot, {"w": [0.0] * 5}) for _ in range(2))
+    parts = np.split(ROWS / 3, 4)                              # not exact; but a quarter of anything is
+    result = training_step(listed, [(part,) for part in parts], 0, 4.0, 0, accumulation="as-listed")
+    alone = [training_step(plain, [(part,)], step, 1.0, 0) for step, part in enumerate(parts)]
+    assert values(listed) == values(plain)
+    assert (listed.optimizer.steps, result.norm) == (4, max(r.norm for r in alone) / 4)
+    assert result.loss == sum(r.loss for r in alone) / 4
+
+
+def test_an_overflow_as_listed_skips_that_update_only_and_is_told():
+    objective = by_hand(dot, {"w": [0.0]}, scaling=LossScaling(8.0))
+    result = training_step(objective, [([[4.0]],), ([[math.inf]],), ([[2.0]],)], 0, 2.0, 0, accumulation="as-listed")
+    assert (result.finite, result.scale, objective.scaler.scale, objective.optimizer.steps) == (False, 8.0, 4.0, 2)
+    np.testing.assert_allclose(values(objective)["w"], [-4.0], rtol=4 * FLOAT32.roundoff)      # 2 (4 + 2) / 3
+
+
+def test_a_micro_batch_without_a_target_is_passed_over_and_none_at_all_is_one_clear_line():
+    parts = [ROWS[:4], ROWS[:0], ROWS[4:8]]
+    assert accumulated(parts, targets=len)[0] == ROWS[:8].mean(0).tolist()
+    for accumulation in ACCUMULATIONS:
+        with pytest.raises(MiniLLMError, match="none of the 2 micro-batches of this step has a target"):
+            accumulated([ROWS[:0]] * 2, accumulation, targets=len)
+    with pytest.raises(MiniLLMError, match="unknown accumulation 'means': did you mean 'mean'"):
+        accumulated([ROWS], "means")
+
+
+def test_a_float16_accumulator_loses_what_is_below_half_its_ulp():
+    parts = [np.full((1, 1), 64 * 2048.0)] + [np.full((1, 1), 64.0)] * 63
+    assert [accumulated(parts, recipe=recipe)[0] for recipe in ("float32", "float16")] == [[2048.0 + 63], [2048.0]]
+
+
+@pytest.mark.parametrize("format", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize(("rows", "micro"), [(64, 4), (1000, 8), (6, 6)])
+def test_micro_batches_differ_from_the_big_batch_by_roundings_of_a_sum(format, rows, micro):
+    x = np.random.default_rng(rows).standard_normal((rows, 3))
+
+    def gradient(part, divisor):
+        w = tensor(np.ones(3), format, name="w")
+        return backward((tensor(part, format) * w).sum(-1).mean() * (1 / divisor))["w"]
+
+    whole, parts = gradient(x, 1), sum(gradient(part, micro) for part in np.split(x, micro))
+    exact = tensor(x, format).data.astype(np.float64)
+    bound = gamma(rows + 4, format) * abs(exact).mean(0)       # sums of `rows` terms, with two quotients and two products
+    assert np.all(abs(whole - exact.mean(0)) <= bound)
+    assert np.all(abs(parts - exact.mean(0)) <= bound)
 
 
 # --- after the step

@@ -39,7 +39,7 @@ from minillm.plotting.recipes import PARTS
 from minillm.plotting.training import loss_curves
 from minillm.training.memory import measure
 from minillm.training.metrics import curves
-from minillm.training.trainer import training_step
+from minillm.training.trainer import one_update
 
 QUICK = os.environ.get("MINILLM_QUICK") == "1"
 threadpool_limits(1)        # products as small as these are slower on two threads than on one
@@ -236,12 +236,12 @@ assert share > 0.95
 # This is the function that every training run of the library goes through.
 
 # %%
-print(inspect.getsource(training_step))
+print(inspect.getsource(one_update))
 
 # %% [markdown]
-# - ``batches`` may be several *micro-batches*, whose gradients are added up before the update. Here it is one.
+# - ``parts`` may be several *micro-batches*, whose gradients are added up before the update. Here it is one.
 # - ``objective.loss(*batch)`` is the forward pass.
-# - ``backward(loss * (scale / len(batches)))``: the loss is multiplied by the *loss scale* before the backward pass,
+# - ``backward(loss * (scale / divisor))``: the loss is multiplied by the *loss scale* before the backward pass,
 #   so that small gradients lie within float16's range. In float32 the scale is 1.
 # - ``global_norm(...)`` measures all gradients, scaled back. If any of them is infinite or not a number, so is the
 #   norm. That is the one check of the step.

@@ -35,6 +35,7 @@ class Data:
     characters_per_token: float
     digest: str
     classes: tuple[str, ...] = ()
+    targets = None                           # every batch has as many
 
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random windows of the training part, the same for every recipe."""
@@ -83,6 +84,11 @@ class TaskData:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.tasks[0].classes
+
+    @staticmethod
+    def targets(*batch) -> int:
+        """How many of a batch's targets count."""
+        return int((batch[-1] != NO_TARGET).sum())
 
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random examples of the training parts, the same for every recipe."""

@@ -1,10 +1,12 @@
 """What can be trained: for each --model its class, what it can learn, how it reads examples, and defaults that work."""
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from minillm.models.bert import ClassifierShape, EncoderClassifier
 from minillm.models.gpt import GPT, GPTShape
+from minillm.models.lstm import LSTMClassifier, LSTMShape
 from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape
 from minillm.nn import Module
 from minillm.precision.recipe import Recipe
@@ -54,10 +56,18 @@ def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClass
     return EncoderClassifier(shape, recipe, options.seed)
 
 
+def lstm(options, vocabulary: int, classes: int, recipe: Recipe) -> LSTMClassifier:
+    shape = LSTMShape(vocabulary, options.channels, options.channels, classes, masked=True)
+    return LSTMClassifier(shape, recipe, options.seed)
+
+
 KINDS = {
     "gpt": Kind("a decoder that continues a text", gpt),
     "seq2seq": Kind("an encoder-decoder that answers a text by another", seq2seq, PairReader, "translation", defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1500, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
     "bert": Kind("an encoder that names the class of a text", bert, LabelReader, "reviews", classes=True, defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),
+    "lstm": Kind("a recurrent net that names the class of a text", lstm, partial(LabelReader, left=True), "reviews", classes=True,
+                 defaults={"layers": 1, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "weight_decay": 0.0, "beta2": 0.999,
+                           "tokenizer": "word", "vocab": 10000}),
 }

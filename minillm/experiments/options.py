@@ -16,7 +16,7 @@ from minillm.optim import SGD, AdamW
 from minillm.precision.loss_scaling import SCALERS, LossScaler
 from minillm.precision.recipe import Recipe
 from minillm.recipes import product_named, recipe_named
-from minillm.training.trainer import Objective, Schedule, Trainer
+from minillm.training.trainer import ACCUMULATIONS, Objective, Schedule, Trainer
 
 OPTIMIZERS = ("adamw", "sgd")
 LARGEST = 2**32 - 1        # of whole numbers, where the seeds of most programs end; a number beyond it is a slip of the hand
@@ -50,6 +50,7 @@ class TrainOptions:
     dropout: float = 0.0
     bias: bool = False
     accumulate: int = 1
+    accumulation: str = "mean"
     tokenizer: str = "char"
     vocab: int = 512
     seed: int = 1337
@@ -75,7 +76,8 @@ class TrainOptions:
         for name in ("beta1", "beta2", "dropout"):
             if not getattr(self, name) < 1:
                 raise MiniLLMError(f"--{name} is {getattr(self, name)}: it must lie in 0 ... 1, 1 excluded")
-        for name, known in (("optimizer", OPTIMIZERS), ("tokenizer", TOKENIZERS), ("corpus", CORPORA), ("model", KINDS)):
+        for name, known in (("optimizer", OPTIMIZERS), ("tokenizer", TOKENIZERS), ("corpus", CORPORA), ("model", KINDS),
+                            ("accumulation", ACCUMULATIONS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         self.check_tasks()
@@ -121,7 +123,7 @@ class TrainOptions:
         return dataclasses.replace(recipe, products=products, loss_scaling=scaling, eps=self.eps or recipe.eps)
 
     def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every)
+        return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every, self.accumulation)
 
 
 def options_for(given: dict) -> TrainOptions:
@@ -174,7 +176,8 @@ def make_trainer(options: TrainOptions, data, model: Module) -> Trainer:
         with model.ops.context.no_record():
             model.loss(*batch(0, 0))                         # a dry forward pass makes what quantizers learn
     optimizer = make_optimizer(options, recipe, [*model.parameters(), *model.ops.learned.values()])
-    return Trainer(Objective(model.loss, model.ops, optimizer, LossScaler(recipe.loss_scaling)), batch, options.schedule())
+    objective = Objective(model.loss, model.ops, optimizer, LossScaler(recipe.loss_scaling), data.targets)
+    return Trainer(objective, batch, options.schedule())
 
 
 def make_model(options: TrainOptions, vocabulary: int, recipe: Recipe, classes: int = 0) -> Module:

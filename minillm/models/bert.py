@@ -9,6 +9,7 @@ from minillm.data.special import NO_TARGET
 from minillm.errors import MiniLLMError
 from minillm.nn import Embedding, LayerNorm, Linear, Maker, Module, SelfAttention
 from minillm.precision.recipe import Ops, Recipe
+from minillm.rounding import widen
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ class EncoderClassifier(Encoder):
     def forward(self, ids: np.ndarray) -> Tensor:
         first = self.ops.slice(self.hidden(ids), index=(slice(None), 0))      # (B,C)
         return self.head(self.ops.tanh(self.pool(first)))
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """(B,K) float32, without a graph."""
+        with self.ops.context.unchanged():
+            self.ops.context.begin(0)
+            return widen(self(ids).data, np.float32)
 
     def criterion(self, ops: Ops, logits: Tensor, labels: np.ndarray) -> Tensor:
         """Mean cross-entropy in nats, labels (B,)."""

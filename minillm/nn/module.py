@@ -87,6 +87,19 @@ class Maker:
         """Values from N(0, deviation), drawn as float32."""
         return self.leaf(self.rng.standard_normal(shape, np.float32) * np.float32(deviation))
 
+    def uniform(self, *shape: int, limit: float) -> Tensor:
+        """Values from -limit to limit, drawn as float32."""
+        return self.leaf((2 * self.rng.random(shape, np.float32) - 1) * np.float32(limit))
+
+    def glorot(self, N: int, K: int) -> Tensor:
+        """(N,K), uniform to sqrt(6 / (N + K)). Glorot and Bengio 2010, equation 16."""
+        return self.uniform(N, K, limit=(6 / (N + K)) ** 0.5)
+
+    def orthogonal(self, N: int, K: int) -> Tensor:
+        """(N,K), N >= K, with columns of length 1 at right angles. Saxe et al. 2014, arXiv 1312.6120."""
+        q, r = np.linalg.qr(self.rng.standard_normal((N, K), np.float32))
+        return self.leaf(q * np.sign(np.diagonal(r)))                         # without the signs some q would be likelier
+
     def constant(self, *shape: int, value: float) -> Tensor:
         return self.leaf(np.full(shape, value, np.float32))
 

@@ -33,7 +33,7 @@ def whole(ops: tuple) -> list[str]:
 # residual stream, which is float32. cross_entropy is listed as what it is made of, log_softmax and nll_loss. Biases, gains and
 # shifts are cast with their ops. That add and its like promote is on no list: PyTorch does so anyway.
 
-TORCH_LOW = ("linear", "matmul", "attention")                                 # attention: scaled_dot_product_attention
+TORCH_LOW = ("linear", "matmul", "lstm", "attention")                         # attention: scaled_dot_product_attention
 TORCH_FLOAT32 = ("exp", "log", "pow", "sum", "softmax", "log_softmax", "layer_norm", "rms_norm", "cross_entropy", "bce_with_logits")
 TORCH_PROMOTED = ("add", "sub", "mul", "div", "where", "concat")
 TORCH_REFUSED = ("bce",)                                                      # "unsafe to autocast"
@@ -54,14 +54,15 @@ TORCH = (
 # inside, float16 outside, such as a half softmax, round once here as there. `binary_cross_entropy` is banned for half tensors only;
 # here it is refused altogether. rms_norm did not exist; its pow and rsqrt are listed as float32.
 
-APEX_HALF = ("linear", "matmul")
+APEX_HALF = ("linear", "matmul", "lstm")
 APEX_FLOAT32 = ("exp", "log", "pow", "sum", "softmax", "log_softmax", "layer_norm", "rms_norm", "cross_entropy", "bce_with_logits")
 APEX_PROMOTED = ("add", "sub", "mul", "div", "concat")
 APEX_BANNED = ("bce",)
 
 # O2 and O3 call .half() on the model: every weight, gain and bias in it is float16, also the whole table of an embedding.
 # What leaves the model is cast to float32, and the loss is taken of that.
-HALF_MODEL = {"*": FLOAT16, **dict.fromkeys(whole(("linear", "layer_norm", "rms_norm")), FLOAT16), **dict.fromkeys(LOSSES, FLOAT32)}
+HALF_MODEL = {"*": FLOAT16, **dict.fromkeys(whole(("linear", "lstm", "layer_norm", "rms_norm")), FLOAT16),
+              **dict.fromkeys(LOSSES, FLOAT32)}
 
 APEX = (
     Recipe("apex-O0", composed=("attention",), about="float32 throughout, loss scale 1"),
@@ -81,7 +82,8 @@ APEX = (
 
 KERAS = (
     Recipe("keras-mixed_float16", results={"embedding": FLOAT16}, loss_scaling=SCALERS["keras"],
-           casts={"*": FLOAT16, "linear.bias": FLOAT16, "embedding": "as is", **dict.fromkeys(LOSSES, FLOAT32)},
+           casts={"*": FLOAT16, "linear.bias": FLOAT16, "lstm.bias": FLOAT16, "embedding": "as is",
+                  **dict.fromkeys(LOSSES, FLOAT32)},
            about="float32 variables, every layer in float16, LossScaleOptimizer"),
 )
 
@@ -92,8 +94,10 @@ KERAS = (
 
 def transformer_engine(name: str, products: Products, about: str) -> Recipe:
     """Linears outside the head with these products, and bfloat16 around them."""
-    return Recipe(name, casts={"*": BFLOAT16, "linear.bias": BFLOAT16, "embedding": "as is", **dict.fromkeys(LOSSES, FLOAT32)},
-                  results={"embedding": BFLOAT16}, products={"linear": products, "head/linear": FLOAT32_PRODUCTS}, about=about)
+    return Recipe(name, results={"embedding": BFLOAT16},
+                  casts={"*": BFLOAT16, "linear.bias": BFLOAT16, "lstm.bias": BFLOAT16, "embedding": "as is",
+                         **dict.fromkeys(LOSSES, FLOAT32)},
+                  products={"linear": products, "head/linear": FLOAT32_PRODUCTS}, about=about)
 
 
 TRANSFORMER_ENGINE = (

@@ -55,16 +55,20 @@ def of_like_length(sources: Sequence[str], answer: Callable[[list[str]], list[st
 
 
 class LabelReader:
-    """Texts to the names of classes, for a classifier: ids (B,T) with BEGIN in front, cut at the context, and labels (B,)."""
+    """Texts to the names of classes, for a classifier: ids (B,T) with BEGIN in front, cut at the context, and labels (B,).
 
-    def __init__(self, tokenizer: Tokenizer, context: int, classes: Sequence[str]):
-        self.tokenizer, self.context, self.classes = tokenizer, context, list(classes)
+    `left`: padding stands before a text, for a model that answers after the last word.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: int, classes: Sequence[str], left: bool = False):
+        self.tokenizer, self.context, self.classes, self.left = tokenizer, context, list(classes), left
 
     def check(self, name: str, examples: Sequence[Example]) -> None:
         """A longer text is cut, so any will do."""
 
     def ids(self, sources: Sequence[str]) -> np.ndarray:
-        return padded([np.concatenate(([BEGIN], self.tokenizer.encode(text)))[:self.context] for text in sources])
+        rows = [np.concatenate(([BEGIN], self.tokenizer.encode(text)))[:self.context] for text in sources]
+        return padded(rows, left=self.left)
 
     def batch(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
         labels = np.array([self.classes.index(e.target) for e in examples], np.int32)
@@ -72,9 +76,4 @@ class LabelReader:
 
     def answers(self, model: Module, sources: Sequence[str]) -> list[str]:
         """The likeliest class of each source."""
-        def some(texts):
-            with model.ops.context.no_record():
-                model.ops.context.begin(0)
-                return [self.classes[k] for k in model(self.ids(texts)).data.argmax(-1)]
-
-        return of_like_length(sources, some)
+        return of_like_length(sources, lambda texts: [self.classes[k] for k in model.logits(self.ids(texts)).argmax(-1)])

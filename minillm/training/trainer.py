@@ -9,6 +9,7 @@ from minillm.autograd.context import Address
 from minillm.autograd.tensor import Tensor, backward
 from minillm.autograd.watching import tell, watch, watched
 from minillm.backend import freed_memory_kept
+from minillm.errors import MiniLLMError, unknown
 from minillm.formats import Format
 from minillm.optim import Optimizer, clip_factor, cosine_schedule, global_norm
 from minillm.precision.loss_scaling import LossScaler
@@ -16,6 +17,7 @@ from minillm.precision.recipe import Ops
 from minillm.precision.underflow import FirstNotFinite, ZeroedCotangents
 from minillm.rounding import round_to, widen
 
+ACCUMULATIONS = ("mean", "sum", "as-listed")
 PATIENCE = 100          # this many overflows in a row, with a finite loss, are a divergence too: halving has not helped
 
 
@@ -23,13 +25,15 @@ PATIENCE = 100          # this many overflows in a row, with a finite loss, are 
 class Objective:
     """A loss of a batch, with the ops in whose context it is computed, and the optimizer that owns what it trains.
 
-    A model has one; a generator and its discriminator have two, each with its own parameters.
+    A model has one; a generator and its discriminator have two, each with its own parameters. `targets(*batch)` says of how many
+    targets a loss is the mean, where batches differ in that.
     """
 
     loss: Callable[..., Tensor]              # loss(*batch)
     ops: Ops
     optimizer: Optimizer
     scaler: LossScaler
+    targets: Callable[..., int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,32 @@ class StepResult:
 
 
 def training_step(objective: Objective, batches: list, step: int, lr: float, clip: float = 1.0,
-                  after_step: Callable[[dict], None] | None = None) -> StepResult:
-    """One attempt over micro-batches: scale, backward, check, unscale and clip, update. An overflow touches nothing but the scale.
+                  after_step: Callable[[dict], None] | None = None, accumulation: str = "mean") -> StepResult:
+    """One attempt over micro-batches; `step` counts attempts from 0. What each micro-batch adds to the gradient:
 
-    `step` counts attempts from 0. `after_step(gradients)` is called after an update, with the gradients still scaled.
+    "mean": its share of all targets, so that together they are one big batch. "sum": all of its own mean, T times as much.
+    "as-listed": no sum at all. As in a listing that is often printed, every gradient is divided by T and applied by itself.
+
+    `after_step(gradients)` is called after an update, with the gradients still scaled. MiniLLMError where no batch has a target.
+    """
+    parts = divided(objective, batches, accumulation)
+    if accumulation == "as-listed":
+        return together([one_update(objective, [part], step, lr, clip, after_step) for part in parts])
+    return one_update(objective, parts, step, lr, clip, after_step)
+
+
+def one_update(objective: Objective, parts: list, step: int, lr: float, clip: float, after_step: Callable | None) -> StepResult:
+    """Scale, backward, check, unscale and clip, update. An overflow touches nothing but the scale.
+
+    parts: for each micro-batch its number, the batch, how many targets it has, and what its loss is divided by.
     """
     ops, scaler, optimizer = objective.ops, objective.scaler, objective.optimizer
-    scale, at_floor, gradients, losses = scaler.scale, scaler.at_floor, {}, []
-    for micro, batch in enumerate(batches):
+    scale, at_floor, gradients, total = scaler.scale, scaler.at_floor, {}, 0.0
+    for micro, batch, count, divisor in parts:
         ops.context.begin(step, micro)
         loss = objective.loss(*batch)
-        losses.append(loss.item())
-        found = backward(loss * (scale / len(batches)))          # divided before backward: a float16 sum would overflow
+        total += count * loss.item()
+        found = backward(loss * (scale / divisor))               # divided before backward: a float16 sum would overflow
         accumulate(gradients, found, optimizer.parameters, ops.recipe.gradients)
     norm = global_norm(gradients.values(), scaler.inverse)       # pass 1: norm and finite check in one
     finite = math.isfinite(norm)
@@ -64,7 +82,25 @@ def training_step(objective: Objective, batches: list, step: int, lr: float, cli
         if after_step:
             after_step(gradients)
     scaler.update(finite)
-    return StepResult(sum(losses) / len(losses), norm, scale, finite, at_floor)
+    return StepResult(total / sum(count for _, _, count, _ in parts), norm, scale, finite, at_floor)
+
+
+def divided(objective: Objective, batches: list, accumulation: str) -> list[tuple]:
+    """(micro, batch, targets, divisor) of each batch that has a target; the mean's divisors are T where all have as many."""
+    counts, T = [objective.targets(*batch) if objective.targets else 1 for batch in batches], len(batches)
+    if accumulation not in ACCUMULATIONS:
+        raise unknown("accumulation", accumulation, ACCUMULATIONS)
+    if not sum(counts):
+        raise MiniLLMError(f"none of the {T} micro-batches of this step has a target, so there is no loss: give larger batches")
+    return [(micro, batch, n, {"mean": sum(counts) / n, "sum": 1, "as-listed": T}[accumulation])
+            for micro, (batch, n) in enumerate(zip(batches, counts, strict=True)) if n]
+
+
+def together(results: list[StepResult]) -> StepResult:
+    """Several updates as one attempt: the mean of their losses, the largest norm, and the scale of the first that overflowed."""
+    worst = next((r for r in results if not r.finite), results[0])
+    norm = max(r.norm for r in results) if worst.finite else worst.norm
+    return StepResult(sum(r.loss for r in results) / len(results), norm, worst.scale, worst.finite, worst.at_floor)
 
 
 def accumulate(total: dict, found: dict, parameters: dict, format: Format) -> None:
@@ -93,6 +129,7 @@ class Schedule:
     clip: float = 1.0
     accumulate: int = 1
     watch_every: int = 50
+    accumulation: str = "mean"
 
     def lr_at(self, step: int) -> float:
         return cosine_schedule(step, self.steps, self.lr, self.min_lr, self.warmup)
@@ -143,7 +180,8 @@ class Trainer:
         return record
 
     def attempt(self, lr: float) -> StepResult:
-        return training_step(self.objective, self.batches(self.step), self.step, lr, self.schedule.clip, self.after_step)
+        return training_step(self.objective, self.batches(self.step), self.step, lr, self.schedule.clip, self.after_step,
+                             self.schedule.accumulation)
 
     def batches(self, step: int) -> list:
         return [self.batch(step, micro) for micro in range(self.schedule.accumulate)]
@@ -154,23 +192,26 @@ class Trainer:
     def overflowed(self, result: StepResult) -> str:
         """A skipped attempt: name what overflowed first, and decide whether the run can go on."""
         self.skipped += 1
-        blame = first_not_finite(self.objective, self.batches(self.step), self.step, result.scale)
+        blame = first_not_finite(self.objective, self.batches(self.step), self.step, result.scale, self.schedule.accumulation)
         hopeless = result.at_floor and not math.isfinite(result.loss)         # no lower scale is left that could help
         if hopeless or self.in_a_row + 1 >= PATIENCE:
             self.diverged_at, self.blame = self.step + 1, blame
         return blame
 
 
-def first_not_finite(objective: Objective, batches: list, step: int, scale: float) -> str:
-    """Run the same attempt again, watched, without an update: keys are pure, so it is the same attempt. Names the first culprit."""
+def first_not_finite(objective: Objective, batches: list, step: int, scale: float, accumulation: str = "mean") -> str:
+    """Run the same attempt again, watched, without an update: keys are pure, so it is the same attempt. Names the first culprit.
+
+    (Not quite the same as-listed, where weights have moved since the first micro-batch.)
+    """
     for name, p in objective.optimizer.parameters.items():
         if not np.isfinite(p.data).all():
             return f"the weights {name} (set by an earlier update)"
     total = {}
     with watch(first := FirstNotFinite()):
-        for micro, batch in enumerate(batches):
+        for micro, batch, _, divisor in divided(objective, batches, accumulation):
             objective.ops.context.begin(step, micro)
-            found = backward(objective.loss(*batch) * (scale / len(batches)))
+            found = backward(objective.loss(*batch) * (scale / divisor))
             if first.phase:
                 return str(first)
             accumulate(total, found, objective.optimizer.parameters, objective.ops.recipe.gradients)

@@ -16,12 +16,10 @@ from minillm.autograd.rule import rule
 from minillm.autograd.rules.products import FLOAT32_PRODUCTS
 
 
-def gates_of(xp, sums):
-    """Gates (B,4H) of sums: sigmoid(s) is (1 + tanh(s / 2)) / 2, which never overflows, and g a plain tanh."""
-    H = sums.shape[1] // 4
-    half = xp.full(4 * H, 0.5, sums.dtype)
-    half[2 * H:3 * H] = 1
-    return xp.tanh(sums * half) * half + (1 - half)
+def slopes(xp, H, dtype):
+    """sigmoid(s) is (1 + tanh(s / 2)) / 2, which never overflows: 1/2 for the gates i, f and o, and 1 for g, a plain tanh. (4H,)"""
+    half, one = xp.full(H, 0.5, dtype), xp.ones(H, dtype)
+    return xp.concatenate([half, half, one, half])
 
 
 def where_seen(xp, mask, t, new, old):
@@ -37,8 +35,10 @@ def lstm(xp, x, weight, recurrent, bias=None, mask=None, *, products=FLOAT32_PRO
     sums = sums if bias is None else sums + bias
     gates, cells, hidden = (xp.zeros_like(sums[:, :, :n]) for n in (4 * H, H, H))
     h = c = xp.zeros((B, H), x.dtype)
+    slope = slopes(xp, H, x.dtype)
     for t in range(T):
-        gates[:, t] = a = gates_of(xp, sums[:, t] + products.forward(xp, h, recurrent.T, key ^ (t + 1)))
+        a = sums[:, t] + products.forward(xp, h, recurrent.T, key ^ (t + 1))  # (B,4H)
+        gates[:, t] = a = xp.tanh(a * slope) * slope + (1 - slope)
         i, f, g, o = (a[:, n * H:(n + 1) * H] for n in range(4))
         c_new = f * c + i * g
         h = where_seen(xp, mask, t, o * xp.tanh(c_new), h)
@@ -57,17 +57,18 @@ def _(xp, grad, x, weight, recurrent, bias_shape, gates, cells, hidden, mask, *,
     (B, T, C), H = x.shape, recurrent.shape[1]
     i, f, g, o = (gates[:, :, n * H:(n + 1) * H] for n in range(4))
     tanh_c, c_before = xp.tanh(cells), before(xp, cells)
-    # d sums = dc times the first three, dh times the last; dc gets dh times `through`
+    # the sums' cotangents are dc times the first three and dh times the last; dc gets dh times `through`
     by_dc = xp.concatenate([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], 2).reshape(B, T, 3, H)
     by_dh, through = tanh_c * o * (1 - o), o * (1 - tanh_c * tanh_c)
-    sums = xp.zeros_like(gates).reshape(B, T, 4, H)                           # their cotangents
+    sums = xp.zeros_like(gates).reshape(B, T, 4, H)
     dh = dc = xp.zeros((B, H), x.dtype)
     for t in reversed(range(T)):
         dh = dh + grad[:, t]
         dc_new = dc + dh * through[:, t]
-        d = xp.concatenate([dc_new[:, None] * by_dc[:, t], (dh * by_dh[:, t])[:, None]], 1)
-        sums[:, t] = d = where_seen(xp, mask, t, d.reshape(B, 4 * H), 0).reshape(B, 4, H)
-        dh = where_seen(xp, mask, t, products.input_gradient(xp, d.reshape(B, 4 * H), recurrent, key ^ (t + 1)), dh)
+        d = xp.concatenate([dc_new[:, None] * by_dc[:, t], (dh * by_dh[:, t])[:, None]], 1).reshape(B, 4 * H)
+        d = where_seen(xp, mask, t, d, 0)
+        sums[:, t] = d.reshape(B, 4, H)
+        dh = where_seen(xp, mask, t, products.input_gradient(xp, d, recurrent, key ^ (t + 1)), dh)
         dc = where_seen(xp, mask, t, dc_new * f[:, t], dc)
     rows = sums.reshape(B * T, 4 * H)
     dx = products.input_gradient(xp, rows, weight, key).reshape(x.shape)
