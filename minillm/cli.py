@@ -22,7 +22,8 @@ ABOUT = {
     "beta2": "Adam's second decay", "weight_decay": "decoupled, on matrices only", "clip": "largest gradient norm, 0 for none",
     "dropout": "share of values dropped in training", "bias": "biases in linears and layer norms, which GPT-2 has",
     "accumulate": "micro-batches in a step",
-    "accumulation": "of micro-batches: mean, sum, or as-listed, an update at each", "tokenizer": "char or bpe", "vocab": "vocabulary of the bpe tokenizer",
+    "accumulation": "of micro-batches: mean, sum, or as-listed, an update at each",
+    "tokenizer": "char, bpe or word", "vocab": "vocabulary of the bpe or word tokenizer",
     "seed": "of weights, batches and dropout", "recipe": "which number formats stand where",
     "products": "recipe, or an accumulator for all matrix products: float16, bfloat16/kahan, ...",
     "loss_scale": "recipe, dynamic, pytorch, apex-amp, apex-fp16-utils, keras, or a number such as 1024 or 2^-6",
@@ -30,7 +31,8 @@ ABOUT = {
     "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",
     "eval_every": "attempts between validations; 0: the last only", "watch_every": "attempts between watched ones; 0: none",
     "corpus": "text that comes with Python", "text": "a UTF-8 file to train on instead; its last tenth validates",
-    "model": "gpt, seq2seq, bert or lstm", "task": "what is learned from examples, names with commas between: translation, reviews, ...",
+    "model": "gpt, seq2seq, bert or lstm",
+    "task": "what is learned from examples, names with commas between: translation, reviews, ...",
     "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
 }
 

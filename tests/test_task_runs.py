@@ -74,8 +74,8 @@ def test_several_tasks_in_one_model_have_scores_of_their_own(say, tmp_path):
 @pytest.mark.parametrize("model", ["bert", "lstm"])
 @pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "bfloat16-mixed", "int8-qat"])
 def test_a_classifier_learns_the_class(say, tmp_path, recipe, model):
-    code, *_ = say("train", "--model", model, "--task", "first", "--steps", 40, "--warmup", 5, "--recipe", recipe, "--out",
-                   tmp_path / "run", *SIZE)
+    code, *_ = say("train", "--model", model, "--task", "first", "--steps", 60, "--warmup", 5, "--lr", 0.01, "--recipe", recipe,
+                   "--out", tmp_path / "run", *SIZE)
     assert code == 0
     assert json.loads(say("evaluate", tmp_path / "run", "--json")[1])["metrics"]["first"]["accuracy"] == 1
 

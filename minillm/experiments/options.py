@@ -123,7 +123,8 @@ class TrainOptions:
         return dataclasses.replace(recipe, products=products, loss_scaling=scaling, eps=self.eps or recipe.eps)
 
     def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every, self.accumulation)
+        return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every,
+                        self.accumulation)
 
 
 def options_for(given: dict) -> TrainOptions:
