@@ -17,6 +17,9 @@ scaled_dot_product_attention on contiguous heads:
      8   256   4  64      3.1      5.9          14.0         20.4              2.8     10.1
      2  1024   4  64     10.2     15.0          36.4         52.5              9.9     35.6
 
+From one sequence to another, 64 rows of 24 queries and 25 to 45 keys, H 4, D 32, float32: forward a third of the rule's time
+with compiled products, backward 0.28 of it; float16 a twelfth and a tenth.
+
 105 GFLOP/s at best. Each product alone is as fast as a tile of the machine can be, 140 on one core in a quiet moment and 76 in
 another; one core alone needs 1.4 to 1.8 times as long as two. An exponential costs 0.3 ns.
 
@@ -113,6 +116,14 @@ def read_keys(x, start, step, places, n, D, rows):
 
 
 @njit(**JIT)
+def read_queries(x, start, step, count, D, factor, rows):
+    """So many rows that lie `step` apart times a number, and zeros up to a whole block."""
+    for t in range(count):
+        read_row(x, start + t * step, D, factor, rows, t)
+    rows[count * up(D, WIDTH):] = np.float32(0)
+
+
+@njit(**JIT)
 def write_queries(rows, count, D, factor, x, start, step):
     for t in range(count):
         write_row(rows, t, D, factor, x, start + t * step)
@@ -132,18 +143,9 @@ def turn(rows, D, turned):
             turn_square(rows, t * up(D, WIDTH) + d, up(D, WIDTH), turned, d * QUERIES + t, QUERIES)
 
 
-@njit(**JIT)
-def read_queries(x, start, step, count, D, factor, rows, turned):
-    """So many rows that lie `step` apart times a number, zeros up to a whole block, and the block on its side."""
-    for t in range(count):
-        read_row(x, start + t * step, D, factor, rows, t)
-    rows[count * up(D, WIDTH):] = np.float32(0)
-    turn(rows, D, turned)
-
-
 @njit(inline="always")
-def attend(keys, values, turned, limits, j, count, D, block, out, old, top, total):
-    """Keys from j on, for `count` queries: `out` and `total` grow by their part, `top` becomes the largest score so far."""
+def attend(keys, values, turned, limits, j, D, block, out, old, top, total):
+    """Keys from j on, for a block of queries: `out` and `total` grow by their part, `top` becomes the largest score so far."""
     Dp, n = up(D, WIDTH), min(KEYS, up(limits[QUERIES - 1], ROWS) - j)
     for t in range(QUERIES):                     # old[:] = top would compile for two seconds
         old[t] = top[t]
@@ -159,10 +161,11 @@ def attend(keys, values, turned, limits, j, count, D, block, out, old, top, tota
         for t in range(QUERIES):
             scale_row(out, t * Dp, Dp // LANES, old[t])
     exponentials(block, n, top, total)
-    for row in range(0, count, ROWS):
-        depth = min(n, limits[row + ROWS - 1] - j)           # as deep as the last of these queries sees
-        for d in range(0, Dp if depth > 0 else 0, WIDTH):
-            add_turned_product(block, row, values, j * Dp + d, Dp, out, row * Dp + d, depth)
+    for d in range(0, Dp, WIDTH):
+        for row in range(0, QUERIES, ROWS):
+            depth = min(n, limits[row + ROWS - 1] - j)       # as deep as the last of these queries sees
+            if depth > 0:
+                add_turned_product(block, row, values, j * Dp + d, Dp, out, row * Dp + d, depth)
 
 
 @njit(**TASK)
@@ -177,12 +180,13 @@ def forward_head(head, q, k, v, heads, Tq, Tk, D, scale, places, limits, y, tops
     read_keys(v, k_start, C, places[sight], n, D, values)
     for i in range(0, Tq, QUERIES):
         count, ends = min(QUERIES, Tq - i), limits[sight, i:i + QUERIES]
-        read_queries(q, q_start + i * C, C, count, D, scale, queries, turned)
+        read_queries(q, q_start + i * C, C, count, D, scale, queries)
+        turn(queries, D, turned)
         out[:] = np.float32(0)
         top[:] = LOWEST
         total[:] = np.float32(0)
         for j in range(0, ends[QUERIES - 1], KEYS):
-            attend(keys, values, turned, ends, j, count, D, block, out, old, top, total)
+            attend(keys, values, turned, ends, j, D, block, out, old, top, total)
         for t in range(count):
             whole = total[t] if total[t] != 0 else ONE
             tops[head * Tq + i + t] = top[t]
@@ -240,8 +244,10 @@ def backward_head(head, g, q, k, v, heads, Tq, Tk, D, scale, places, limits, top
     dvalues[:] = np.float32(0)
     for i in range(0, Tq, QUERIES):
         count, ends = min(QUERIES, Tq - i), limits[sight, i:i + QUERIES]
-        read_queries(q, q_start + i * C, C, count, D, scale, queries, turned)
-        read_queries(g, q_start + i * C, C, count, D, ONE, gs, g_turned)
+        read_queries(q, q_start + i * C, C, count, D, scale, queries)
+        read_queries(g, q_start + i * C, C, count, D, ONE, gs)
+        turn(queries, D, turned)
+        turn(gs, D, g_turned)
         dqueries[:] = np.float32(0)
         for t in range(count):
             top[t] = tops[head * Tq + i + t]
