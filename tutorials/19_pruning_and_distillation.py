@@ -41,7 +41,7 @@ first = TrainOptions(layers=2, heads=4, channels=64, steps=STEPS, lr=3e-3, min_l
                      eval_every=0, watch_every=0)
 further = dataclasses.replace(first, lr=1e-3, min_lr=1e-4)
 data = load_data(first)
-data = dataclasses.replace(data, validation=data.validation[:64 * 200 + 1])
+data = dataclasses.replace(data, validation=data.validation[:64 * (40 if QUICK else 200) + 1])
 
 # %% [markdown]
 # Which weights, and when
@@ -108,9 +108,10 @@ if not QUICK:
 
 # %% [markdown]
 # Half of the weights of the blocks are 0, and the loss is 0.013 nats above the dense model's, 0.017 with two zeros in
-# each four (where this was written; 0.011 to 0.021 over the seeds). Both are less than the further steps brought, 0.09.
-# Movement pruning is far behind, 0.11. Its authors had a pretrained model to adapt, and what fine-tuning moves away from
-# zero was their clue; a model that is still learning its text moves everything, and 200 steps are few to sum over.
+# each four (where this was written; 0.011 to 0.021 over the seeds). Both are less than the further steps brought,
+# 0.09. Movement pruning is far behind, 0.11. Its authors had a pretrained model to adapt, and what fine-tuning moves
+# away from zero was their clue; a model that is still learning its text moves everything, and 200 steps are few to
+# sum over.
 #
 # That half of the weights can go "for free": *does not hold* in so short a training; it costs a hundredth of a nat.
 #
@@ -140,7 +141,7 @@ assert abs(rounded - losses["magnitude"][-1]) < 0.01
 # %%
 found = {}
 for seed in SEEDS:
-    batches = [random_batch(data.train, 32, further.context, (seed, 0))]
+    batches = [random_batch(data.train, 8 if QUICK else 32, further.context, (seed, 0))]
     found[seed] = prune_structure(dense[seed].model, batches, budget=0.1)
 costs = found[SEEDS[0]].costs
 print(table(["part", "loss it costs (nats)"], [[name, f"{cost:+.4f}"] for name, cost in sorted(costs.items(), key=lambda i: i[1])]))
@@ -160,7 +161,8 @@ assert all(max(costs[f"block{i}.head{h}"] for h in range(4)) < costs[f"block{i}.
 # The smaller model mended, with and without a teacher
 # ----------------------------------------------------
 #
-# The smaller model is trained further: on the text alone, or with the dense model as a teacher, too. So is the dense one.
+# The smaller model is trained further: on the text alone, or with the dense model as a teacher, too. So is the dense
+# one.
 
 # %%
 after = {"dense": [], "smaller": [], "smaller, with a teacher": []}
@@ -184,9 +186,10 @@ if not QUICK:
     assert fmean(behind["smaller"]) < fmean(behind["smaller, with a teacher"])
 
 # %% [markdown]
-# Where this was written the search left 36 to 40 % of the weights: nearly the whole MLP or attention of the last block
-# went, and half of the first block's MLP, while one head there (in the first seed) costs more than the last block's MLP. After further
-# steps the smaller model is 0.036 nats above the dense one, of 0.09 that its structure had cost.
+# Where this was written the search left 36 to 40 % of the weights: nearly the whole MLP or attention of the last
+# block went, and half of the first block's MLP, while one head there (in the first seed) costs more than the last
+# block's MLP. After further steps the smaller model is 0.036 nats above the dense one, of 0.09 that its structure had
+# cost.
 #
 # The teacher does harm: 0.060 instead of 0.036. It is the dense model as it was before these steps, so it knows less
 # than its student could learn from the text. That a small model learns better from a large one *holds when* the teacher
