@@ -1,7 +1,7 @@
 """Figures of combined methods: the same each time, every name shown, points where they are."""
 from minillm.plotting.hybrid import panels
 
-CURVES = {"typos": {"one": ([0, 0.1], [2.0, 2.5]), "three": ([0, 0.1], [1.9, 2.3])}, "dropped": {"one": ([0, 0.1], [2.0, 2.2])}}
+CURVES = {"typos": {"one": ([0, 10], [2.0, 2.5]), "three": ([0, 10], [1.9, 2.3])}, "dropped": {"one": ([0, 10], [2.0, 2.2])}}
 
 
 def drawn(path):

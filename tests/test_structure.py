@@ -62,14 +62,14 @@ def test_a_pruned_model_can_be_pruned_further():
 
 def test_the_cheapest_goes_first_and_the_budget_is_kept():
     model = loud(bias=False)
-    found = prune_structure(model, BATCHES, budget=0.02, group=16, limits={"layer": 0}, at_once=1)
+    found = prune_structure(model, BATCHES, budget=0.005, group=16, limits={"layer": 0}, at_once=1)
     assert found.removed
     singly = {name: cost for name, cost in found.costs.items() if "head" in name}
     channels = {name: cost for name, cost in found.costs.items() if "channels" in name}
     assert len(singly) == 8
     assert len(channels) == 16
     assert found.removed[0][0] in (min(singly, key=singly.get), min(channels, key=channels.get))
-    assert found.after == found.removed[-1][1] <= found.before + 0.02
+    assert found.after == found.removed[-1][1] <= found.before + 0.005
     search = Search(found.model, BATCHES, NO_LIMITS)
     assert search.loss(everything(found.model)) == pytest.approx(found.after, rel=64 * 2.0**-24)
 
