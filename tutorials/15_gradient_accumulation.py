@@ -312,7 +312,7 @@ if not QUICK:
 #
 # The mean over micro-batches and the big batch are one run: the same losses, norms and f1, and weights that differ by
 # roundings. The listing is plain training with batches of 25, under Adam too but for the first steps: f1 0.956 against
-# 0.960, means of three seeds that lie 0.02 and more apart by themselves. That is why it seems to work. Whoever believes
+# 0.960, means of three seeds whose spread is 0.02. That is why it seems to work. Whoever believes
 # to train with batches of 100 gets four times as many updates, and in a short training many noisy updates are worth
 # more than few exact ones: after the same 12,500 reviews the true batch of 100 is at f1 0.754. What the listing does
 # not give is what accumulation is for: the gradient of a batch that does not fit.
@@ -323,7 +323,8 @@ if not QUICK:
 # --------------------------------------------------------
 #
 # *Holds when* the comparison is with the micro-batch by itself: the mean of four gradients is less noisy than one, as
-# any larger batch's is: largest norms of 1.9 to 3.5 against 4.1 to 5.7 under Adam, three seeds. Against the big batch that it stands for it changes
-# nothing: their largest norms are the same number. And the sum that is usually printed makes it worse, by T: under SGD
-# at a rate of 4 its largest gradient was 97 where the mean's was 0.39, and the loss ended at 22. What bounds a gradient
-# is clipping (``Schedule.clip``), which this script switched off.
+# any larger batch's is. Under Adam the largest norms of three seeds were 1.9 to 3.5, with batches of 25 4.1 to 5.7.
+# Against the big batch that it stands for it changes nothing: their largest norms are the same number. And the sum
+# that is usually printed makes it worse: under SGD at a rate of 4 its largest gradient was 97 where the mean's was
+# 0.39, and the loss ended at 22. What bounds a gradient is clipping (``Schedule.clip``), which this script switched
+# off.
