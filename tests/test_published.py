@@ -199,8 +199,9 @@ def test_mixed_inputs_are_promoted(name):
 
 # --- the lists, as published
 
-NAMES = {"attention": ["scaled_dot_product_attention"], "cross_entropy": ["log_softmax", "nll_loss"], "concat": ["cat"],
-         "bce_with_logits": ["binary_cross_entropy_with_logits"], "bce": ["binary_cross_entropy"]}         # others: our name
+# others: our name
+NAMES = {"attention": ["scaled_dot_product_attention"], "lstm": ["lstm_cell"], "cross_entropy": ["log_softmax", "nll_loss"],
+         "concat": ["cat"], "bce_with_logits": ["binary_cross_entropy_with_logits"], "bce": ["binary_cross_entropy"]}
 PROMOTING = {"add", "sub", "mul", "div", "where", "concat"}
 
 
@@ -216,8 +217,9 @@ def from_lists(op, lists, otherwise):
     return found[0] if found else otherwise
 
 
-APEX_LISTS = {cast: names.split() for cast, names in {         # apex/amp/lists; rms_norm for pow and rsqrt, sub for Tensor.__sub__
-    "float16": "linear matmul mm mv addmm addmv addr bmm prelu conv1d conv2d conv3d",
+# apex/amp/lists; rms_norm for pow and rsqrt, sub for Tensor.__sub__, lstm_cell from apex/amp/rnn_compat.py
+APEX_LISTS = {cast: names.split() for cast, names in {
+    "float16": "lstm_cell linear matmul mm mv addmm addmv addr bmm prelu conv1d conv2d conv3d",
     "float32": "softplus softmin log_softmax softmax layer_norm group_norm normalize cosine_similarity acos asin cosh erfinv exp "
                "expm1 log log10 log2 reciprocal rsqrt sinh tan pow cumprod cumsum dist norm prod std sum var renorm "
                "cross_entropy nll_loss binary_cross_entropy_with_logits rms_norm",

@@ -13,7 +13,7 @@ is made from the sum. Done rightly this *is* the big batch. This script shows
 - what a listing does that is often printed under this heading: it divides each gradient by T and applies it at once;
 - whether accumulation lowers the risk of exploding gradients, as is said.
 
-The model is an LSTM that tells good reviews from bad ones. The full run takes about five minutes on two cores. With
+The model is an LSTM that tells good reviews from bad ones. The full run takes about three minutes on two cores. With
 ``MINILLM_QUICK=1`` it makes a few steps of everything, and what is asserted of trained models is asserted for the full
 run only.
 """
@@ -188,7 +188,7 @@ def adam(parameters):
     return AdamW(parameters, (0.9, 0.999), 1e-7, 0.0)
 
 
-UPDATES_OF = {sgd: 2, adam: 2} if QUICK else {sgd: 60, adam: 250}
+UPDATES_OF = {sgd: 2, adam: 2} if QUICK else {sgd: 60, adam: 125}
 
 
 def run(seed, optimizer, lr, how):
@@ -259,8 +259,8 @@ assert ratios[3.2e-6]["lstm.weight"] < 0.7
 # Later the bias is corrected and gradients have grown. Now the whole training, as often as there are seeds.
 
 # %%
-under_adam = {(how, seed): run(seed, adam, 2e-3, how) for seed in SEEDS for how in ("plain", "as-listed", "big")}
-under_adam |= {(how, SEEDS[0]): run(SEEDS[0], adam, 2e-3, how) for how in ("mean", "sum")}
+under_adam = {(how, seed): run(seed, adam, 3e-3, how) for seed in SEEDS for how in ("plain", "as-listed", "big")}
+under_adam |= {(how, SEEDS[0]): run(SEEDS[0], adam, 3e-3, how) for how in ("mean", "sum")}
 
 
 def of(how, key):
@@ -285,10 +285,10 @@ def curve(result, key, make, points=25):
 
 
 shown = [how for how, seed in under_adam if seed == 0]
-print(side_by_side({"Adam, lr 0.002": {how: curve(under_adam[how, 0], "losses", np.mean) for how in shown}},
+print(side_by_side({"Adam, lr 0.003": {how: curve(under_adam[how, 0], "losses", np.mean) for how in shown}},
                    "figures/15-losses.png", "The training loss, by what is made of micro-batches", "reviews read", "loss (nats)",
                    log=False))
-print(side_by_side({"Adam, lr 0.002": {how: curve(under_adam[how, 0], "norms", max) for how in shown},
+print(side_by_side({"Adam, lr 0.003": {how: curve(under_adam[how, 0], "norms", max) for how in shown},
                     "SGD, lr 4": {how: curve(under_sgd[how, 4], "norms", max) for how in shown}},
                    "figures/15-norms.png", "The largest norm that the optimizer gets", "reviews read", "norm"))
 
@@ -298,7 +298,9 @@ largest = {how: max(under_adam[how, 0]["norms"]) for how in ("mean", "big")}
 print(f"mean and big: weights differ by at most {moved:.1e}, largest norms {largest['mean']:.4f} and {largest['big']:.4f}")
 
 if not QUICK:
-    assert min(of("plain", lambda r: r["f1"])) > 0.9
+    assert min(of("plain", lambda r: r["f1"]) + of("as-listed", lambda r: r["f1"])) > 0.9
+    assert max(of("big", lambda r: r["f1"])) < 0.85                                # a quarter as many updates
+    assert fmean(of("plain", lambda r: max(r["norms"]))) > fmean(of("big", lambda r: max(r["norms"])))
     assert moved < 1e-2                                                            # the weights themselves move by tenths
     assert abs(largest["mean"] / largest["big"] - 1) < 1e-2
     assert max(under_adam["sum", 0]["norms"]) > 2 * largest["mean"]
@@ -309,10 +311,11 @@ if not QUICK:
 # ---------------------------
 #
 # The mean over micro-batches and the big batch are one run: the same losses, norms and f1, and weights that differ by
-# roundings. The listing is plain training with batches of 25, under Adam too but for the first steps. That is why it
-# seems to work: whoever believes to train with batches of 100 gets four times as many updates of a quarter of the data
-# each, and in a short training many noisy updates are worth more than few exact ones. What it does not give is what
-# accumulation is for: the gradient of a batch that does not fit.
+# roundings. The listing is plain training with batches of 25, under Adam too but for the first steps: f1 0.956 against
+# 0.960, means of three seeds whose spread is 0.02. That is why it seems to work. Whoever believes
+# to train with batches of 100 gets four times as many updates, and in a short training many noisy updates are worth
+# more than few exact ones: after the same 12,500 reviews the true batch of 100 is at f1 0.754. What the listing does
+# not give is what accumulation is for: the gradient of a batch that does not fit.
 #
 # Its second setting, a float16 constant that nothing reads, changes nothing at all.
 #
@@ -320,7 +323,8 @@ if not QUICK:
 # --------------------------------------------------------
 #
 # *Holds when* the comparison is with the micro-batch by itself: the mean of four gradients is less noisy than one, as
-# any larger batch's is, and the largest norms above are smaller. Against the big batch that it stands for it changes
-# nothing: their largest norms are the same number. And the sum that is usually printed makes it worse, by T: under SGD
-# at a rate of 4 its largest gradient was 97 where the mean's was 0.39, and the loss ended at 22. What bounds a gradient
-# is clipping (``Schedule.clip``), which this script switched off.
+# any larger batch's is. Under Adam the largest norms of three seeds were 1.9 to 3.5, with batches of 25 4.1 to 5.7.
+# Against the big batch that it stands for it changes nothing: their largest norms are the same number. And the sum
+# that is usually printed makes it worse: under SGD at a rate of 4 its largest gradient was 97 where the mean's was
+# 0.39, and the loss ended at 22. What bounds a gradient is clipping (``Schedule.clip``), which this script switched
+# off.
