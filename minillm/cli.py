@@ -24,6 +24,7 @@ ABOUT = {
     "accumulate": "micro-batches in a step",
     "accumulation": "of micro-batches: mean, sum, or as-listed, an update at each",
     "tokenizer": "char, bpe or word", "vocab": "vocabulary of the bpe or word tokenizer",
+    "order": "tokens of an n-gram model's longest grams",
     "seed": "of weights, batches and dropout", "recipe": "which number formats stand where",
     "products": "recipe, or an accumulator for all matrix products: float16, bfloat16/kahan, ...",
     "loss_scale": "recipe, dynamic, pytorch, apex-amp, apex-fp16-utils, keras, or a number such as 1024 or 2^-6",
@@ -31,7 +32,7 @@ ABOUT = {
     "scale_floor": "a dynamic scale's lowest value; 0: the recipe's", "eps": "the optimizer's; 0: the recipe's",
     "eval_every": "attempts between validations; 0: the last only", "watch_every": "attempts between watched ones; 0: none",
     "corpus": "text that comes with Python", "text": "a UTF-8 file to train on instead; its last tenth validates",
-    "model": "gpt, seq2seq, bert or lstm",
+    "model": "gpt, seq2seq, bert, lstm or ngram",
     "task": "what is learned from examples, names with commas between: translation, reviews, ...",
     "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
 }
@@ -149,7 +150,7 @@ def evaluate(arguments) -> Answer:
 def sample(arguments) -> Answer:
     from minillm.experiments.sample import sample
     result = sample(arguments.run, arguments.prompt, arguments.tokens, arguments.temperature, arguments.top_k, arguments.seed,
-                    arguments.weights, arguments.int8_cache, arguments.quiet)
+                    arguments.weights, arguments.int8_cache, arguments.beam, arguments.quiet)
     return Answer(result, result["text"])
 
 
@@ -271,7 +272,8 @@ def parser_of(name: str) -> Parser:
         parser.add_argument("--weights", type=filled, metavar="NAME", help="float32, float16 or int8 (default: as the recipe says)")
         parser.add_argument("--int8-cache", action="store_true", help="hold keys and values as int8 codes, a quarter of the bytes")
         for option, kind, default, about in (
-                ("tokens", int, 200, "how many"), ("temperature", float, 0.8, "0: the most likely token"),
+                ("tokens", int, 200, "how many"), ("beam", int, 1, "answers kept while they grow, by a model that answers"),
+                ("temperature", float, 0.8, "0: the most likely token"),
                 ("top-k", int, 0, "only the k most likely; 0: all"), ("seed", int, 0, "of the drawing")):
             parser.add_argument(f"--{option}", type=kind, default=default, help=f"{about} (default {default})")
     return parser

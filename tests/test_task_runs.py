@@ -99,6 +99,47 @@ def test_what_cannot_be_is_said_in_one_line(say, tmp_path, argv, says):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("model", "task", "prompt", "answers"), [
+    ("seq2seq", "copy", "> abc", None), ("bert", "first", "a b c", {"a", "b", "c"}), ("lstm", "first", "b b c", {"a", "b", "c"})])
+def test_a_run_on_a_task_answers_is_converted_and_inspected(say, tmp_path, model, task, prompt, answers):
+    run = tmp_path / "run"
+    assert say("train", "--model", model, "--task", task, "--steps", 3, "--out", run, *SIZE)[0] == 0
+    for argv in ((), ("--weights", "int8"), *[("--beam", 3)] * (model == "seq2seq")):
+        code, out, err = say("sample", run, "--prompt", prompt, "--quiet", "--json", *argv)
+        assert (code, err) == (0, "")
+        assert answers is None or json.loads(out)["text"] in answers
+    for method in ("rtn", "gptq", "smoothquant"):
+        code, out, err = say("quantize", run, "--method", method, "--out", tmp_path / method, "--quiet", "--json")
+        assert (code, err) == (0, "")
+        found = json.loads(say("evaluate", tmp_path / method, "--quiet", "--json")[1])["metrics"]
+        assert found.keys() == {task}
+        assert abs(json.loads(out)["val_loss"] - json.loads(out)["val_loss_float32"]) < 0.05
+    assert say("inspect", run, "--out", tmp_path, "--quiet", "--json")[0] == 0
+    code, _, err = say("quantize", run, "--method", "full-integer", "--out", tmp_path / "whole", "--quiet")
+    assert (code, "full-integer is for a gpt" in err) == (2, True)
+    code, _, err = say("sample", run, "--quiet")
+    assert (code, "this model answers a text" in err) == (2, True)
+
+
+def test_an_ngram_model_is_counted_kept_and_sampled(say, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("abracadabra " * 50)
+    run = tmp_path / "run"
+    size = ("--text", text, "--context", 8)
+    code, out, err = say("train", "--model", "ngram", "--order", 4, *size, "--out", run, "--quiet", "--json")
+    assert (code, err) == (0, "")
+    loss = json.loads(out)["val_loss"]
+    assert json.loads(say("evaluate", run, "--json")[1])["metrics"]["language_model"]["val_loss"] == loss < 1
+    assert "abracadabra" in json.loads(say("sample", run, "--prompt", "abra", "--tokens", 30, "--quiet", "--json")[1])["text"]
+    for argv in (("quantize", run, "--out", tmp_path / "q"), ("compare", "--models", "ngram", *size),
+                 ("train", "--from", run, "--out", tmp_path / "other"), ("train", "--resume", run), ("inspect", run)):
+        code, _, err = say(*argv, "--quiet")
+        assert code == 2, argv
+        assert_one_line(err)
+    code, _, err = say("train", "--model", "ngram", "--order", 5000, *size, "--out", tmp_path / "long")
+    assert (code, "hold no 5000-gram" in err, (tmp_path / "long").exists()) == (2, True, False)
+
+
 # --- batches
 
 def test_a_mixture_draws_tasks_by_size_evenly_or_by_temperature():

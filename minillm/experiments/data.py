@@ -16,6 +16,7 @@ from minillm.data.tokenizers import TOKENIZERS, CharTokenizer, Tokenizer
 from minillm.errors import MiniLLMError
 from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions
+from minillm.models.ngram import NGram
 from minillm.nn import Module
 from minillm.training.evaluation import EVALUATION_BATCH, mean_loss, validation_loss
 from minillm.training.readers import PairReader
@@ -58,8 +59,10 @@ class Data:
         """What validation costs, in nats a token, who knows how often each token stands in the training part, and no more."""
         return unigram_loss(self.train, self.validation[1:])
 
-    def loss(self, model: Module) -> tuple[float, int]:
+    def loss(self, model: Module | NGram) -> tuple[float, int]:
         """(nats a token, tokens) of the validation part."""
+        if isinstance(model, NGram):
+            return model.loss(self.validation), len(self.validation) - 1
         return validation_loss(model, self.validation)
 
     def metrics(self, model: Module) -> dict[str, dict]:

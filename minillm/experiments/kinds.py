@@ -7,6 +7,7 @@ from typing import Any
 from minillm.models.bert import ClassifierShape, EncoderClassifier
 from minillm.models.gpt import GPT, GPTShape
 from minillm.models.lstm import LSTMClassifier, LSTMShape
+from minillm.models.ngram import NGram
 from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape
 from minillm.nn import Module
 from minillm.precision.recipe import Recipe
@@ -21,10 +22,11 @@ class Kind:
     """
 
     about: str
-    make: Callable[..., Module]
+    make: Callable[..., Module | NGram]
     reader: Callable | None = None
     task: str = ""                           # which is learned where none is named
     classes: bool = False                    # whether its tasks are classifications
+    counted: bool = False                    # whether one look at the text makes it, without a trainer
     defaults: dict[str, Any] = field(default_factory=dict)
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -61,8 +63,13 @@ def lstm(options, vocabulary: int, classes: int, recipe: Recipe) -> LSTMClassifi
     return LSTMClassifier(shape, recipe, options.seed)
 
 
+def ngram(options, vocabulary: int, classes: int, recipe: Recipe) -> NGram:
+    return NGram(vocabulary, options.order)
+
+
 KINDS = {
     "gpt": Kind("a decoder that continues a text", gpt),
+    "ngram": Kind("how often each token followed the last few: the baseline", ngram, counted=True),
     "seq2seq": Kind("an encoder-decoder that answers a text by another", seq2seq, PairReader, "translation", defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1500, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
     "bert": Kind("an encoder that names the class of a text", bert, LabelReader, "reviews", classes=True, defaults={

@@ -20,7 +20,8 @@ from minillm.training.trainer import ACCUMULATIONS, Objective, Schedule, Trainer
 
 OPTIMIZERS = ("adamw", "sgd")
 LARGEST = 2**32 - 1        # of whole numbers, where the seeds of most programs end; a number beyond it is a slip of the hand
-LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "steps": 1, "accumulate": 1, "vocab": 256}   # others: 0
+LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "steps": 1, "accumulate": 1, "vocab": 256,
+         "order": 1}                                                                                                  # others: 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class TrainOptions:
     accumulation: str = "mean"
     tokenizer: str = "char"
     vocab: int = 512
+    order: int = 7
     seed: int = 1337
     recipe: str = "float32"
     products: str = "recipe"

@@ -8,6 +8,7 @@ from minillm._version import __version__
 from minillm.data.tokenizers import Tokenizer, tokenizer_from_json
 from minillm.errors import MiniLLMError
 from minillm.experiments.data import Data, TaskData, load_data
+from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions, make_model
 from minillm.files import check_folder, write_whole
 from minillm.nn import Module, quantized_layers
@@ -15,6 +16,7 @@ from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
 from minillm.training.checkpoint import load_model, read_state
 from minillm.training.quantized_checkpoint import load_integer, load_quantized
+from minillm.training.readers import LabelReader, PairReader
 
 FILES = ("config.json", "tokenizer.json", "metrics.jsonl", "state.safetensors", "loss.png")
 
@@ -99,6 +101,15 @@ class RunFolder:
             raise MiniLLMError(f"{name} is not the text that {self.path} was trained on: restore it, or train a new run")
         return data
 
+    def reader(self, options: TrainOptions, tokenizer: Tokenizer) -> PairReader | LabelReader:
+        """How the run's model reads examples, and answers."""
+        return KINDS[options.model].reader(tokenizer, options.context, self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that the run tells apart; none unless it is a classifier."""
+        return tuple(self.read_json(self.config).get("classes", ()))
+
     def read_tokenizer(self) -> Tokenizer:
         return tokenizer_from_json(self.read_json(self.tokenizer))
 
@@ -109,7 +120,7 @@ def load_run(path: str | Path) -> tuple[Module, Tokenizer, TrainOptions]:
     options, recipe = folder.read_config()
     tokenizer = folder.read_tokenizer()
     arrays, facts = read_state(folder.state)
-    model = make_model(options, tokenizer.vocabulary, recipe, len(folder.read_json(folder.config).get("classes", ())))
+    model = make_model(options, tokenizer.vocabulary, recipe, len(folder.classes))
     if "integer" in facts:
         model = load_integer(model.shape, arrays, facts)
     elif "quantized" in facts:
@@ -122,6 +133,8 @@ def load_run(path: str | Path) -> tuple[Module, Tokenizer, TrainOptions]:
 def load_unquantized(path: str | Path, what: str) -> tuple[Module, Tokenizer, TrainOptions]:
     """The same of a run that can go on; MiniLLMError for one of codes, which `what` cannot."""
     model, tokenizer, options = load_run(path)
+    if KINDS[options.model].counted:
+        raise MiniLLMError(f"{path} holds counts of an {options.model} model, which cannot be {what}: take a run of another model")
     if quantized_layers(model):
         raise MiniLLMError(f"{path} is already quantized, and codes cannot be {what}: take the run that it was made from")
     return model, tokenizer, options

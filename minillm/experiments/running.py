@@ -14,6 +14,7 @@ from minillm.conversion.int8_model import state_in
 from minillm.conversion.rounding import round_to_int8
 from minillm.errors import MiniLLMError
 from minillm.experiments.data import Data, TaskData, load_data
+from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
 from minillm.nn import Module
@@ -45,6 +46,8 @@ def new_run(options: TrainOptions, data: Data | TaskData, recipe: Recipe | None 
     It begins with the weights of another model, where one is given, rounded into the recipe's format; so does what the quantizers
     of both have learned. What only this one's learn is made from its first batch.
     """
+    if KINDS[options.model].counted:
+        raise MiniLLMError(f"--model {options.model} is counted, and no recipe changes it: train it, evaluate it, sample from it")
     model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe(), len(data.classes))
     if weights:
         model.load_state_dict(state_in(weights, model.ops.recipe.parameters))

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minillm.errors import MiniLLMError
-from minillm.experiments.data import load_data
-from minillm.experiments.options import TrainOptions, default_out
+from minillm.experiments.data import Data, load_data
+from minillm.experiments.kinds import KINDS
+from minillm.experiments.options import TrainOptions, default_out, make_model
 from minillm.experiments.run_folder import RunFolder, load_unquantized
 from minillm.experiments.running import Run, follow, load_run, new_run, tokens_per_second
 from minillm.files import write_whole
 from minillm.plotting.training import loss_curves
-from minillm.training.checkpoint import save_state
+from minillm.training.checkpoint import VERSION, as_file, save_state
 from minillm.training.metrics import MetricsLog, curves, read_metrics
 
 GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
@@ -29,9 +31,26 @@ def train(options: TrainOptions, out: str | Path | None = None, force: bool = Fa
     folder = RunFolder(Path(out) if out else default_out(options))
     folder.check_free(force)
     data = load_data(options)
+    if KINDS[options.model].counted:
+        return count(options, data, folder)
     run = new_run(options, data)
     folder.begin(options, run.model.ops.recipe, data)
     return carry_out(run, folder, quiet)
+
+
+def count(options: TrainOptions, data: Data, folder: RunFolder) -> dict:
+    """A run of a model that one look at the text makes."""
+    began, recipe = time.perf_counter(), options.make_recipe()
+    model = make_model(options, data.tokenizer.vocabulary, recipe).fit(data.train)
+    seconds = time.perf_counter() - began
+    loss, _ = data.loss(model)
+    folder.begin(options, recipe, data)
+    state = model.state_dict()
+    write_whole(folder.state, as_file({f"model/{name}": a for name, a in state.items()},
+                                      {"version": VERSION, "shape": dataclasses.asdict(model.shape)}))
+    return {"val_loss": loss, "diverged_at": None, "steps": 1, "tokens_per_second": round(len(data.train) / max(seconds, 1e-9)),
+            "parameters": sum(len(a) for name, a in state.items() if name.endswith("counts")), "out": str(folder.path),
+            "first_not_finite": None, "checkpoint_step": 1, "interrupted": False, "float32": True}
 
 
 def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:

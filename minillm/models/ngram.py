@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from minillm.errors import MiniLLMError
+from minillm.models.gpt import choose
 
 FALLBACK = (0.5, 1.0, 1.5)     # discounts where a text is too small, or too regular, to say them
 
@@ -35,6 +36,14 @@ class Level:
         return np.where((self.keys[at] == keys) & (contexts >= 0) & (tokens >= 0), at, -1)
 
 
+@dataclass(frozen=True)
+class NGramShape:
+    """V vocabulary, and of how many tokens the longest grams are."""
+
+    vocabulary: int
+    order: int = 7
+
+
 class NGram:
     """Modified Kneser-Ney with interpolation and three discounts an order. Chen and Goodman 1999, section 3 and equation 26."""
 
@@ -42,6 +51,24 @@ class NGram:
         if vocabulary < 1 or order < 1:
             raise MiniLLMError(f"a vocabulary of {vocabulary} and an order of {order}: both must be at least 1")
         self.vocabulary, self.order, self.levels = vocabulary, order, []
+
+    @property
+    def shape(self) -> NGramShape:
+        return NGramShape(self.vocabulary, self.order)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Which k-grams there are and how often, (G,) int64 each, by "1.keys", "1.counts", ...; all else follows from them."""
+        return {f"{k}.{what}": getattr(at, what) for k, at in enumerate(self.levels, 1) for what in ("keys", "counts")}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state_dict` gave; MiniLLMError for another order."""
+        if state.keys() != {f"{k}.{what}" for k in range(1, self.order + 1) for what in ("keys", "counts")}:
+            raise MiniLLMError(f"these counts are of another model: {sorted(state)[:3]} there, order {self.order} here")
+        self.levels, contexts = [], 1
+        for k in range(1, self.order + 1):
+            keys = state[f"{k}.keys"]
+            self.levels.append(level(keys, state[f"{k}.counts"], contexts, self.vocabulary))
+            contexts = len(keys)
 
     def fit(self, ids: np.ndarray) -> Self:
         """Count a text, ids (n,); MiniLLMError for one shorter than the order."""
@@ -74,6 +101,15 @@ class NGram:
             smoothed = (c - at.discounts[np.minimum(c, 3)] + at.spare[h] * p) / np.maximum(total, 1)
             p = np.where(total > 0, smoothed, p)
         return p
+
+    def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0) -> np.ndarray:
+        """Continue ids (T,) by `tokens` sampled tokens, as a GPT does."""
+        ids, rng, V = [int(i) for i in ids], np.random.default_rng(seed), self.vocabulary
+        for _ in range(tokens):
+            context = ids[len(ids) - min(len(ids), self.order - 1):]
+            p = self.probability(np.tile(np.array(context, np.int64), (V, 1)), np.arange(V))                 # (V,) f64
+            ids.append(choose(np.log(p).astype(np.float32), temperature, top_k, rng))
+        return np.array(ids, np.int32)
 
     def number(self, grams: np.ndarray) -> np.ndarray:
         """Numbers (N,) of grams (N,k), -1 for what was not seen."""

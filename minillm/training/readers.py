@@ -39,6 +39,10 @@ class PairReader:
 
         return of_like_length(sources, some)
 
+    def best(self, model: Seq2Seq, source: str, width: int) -> str:
+        """The best of `width` answers that are kept while they grow."""
+        return self.text(model.beam(self.tokenizer.encode(source), width))
+
     def text(self, ids: np.ndarray) -> str:
         """The text before END."""
         ends = np.flatnonzero((ids == END) | (ids == PAD))
