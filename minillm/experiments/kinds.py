@@ -71,7 +71,7 @@ KINDS = {
     "gpt": Kind("a decoder that continues a text", gpt),
     "ngram": Kind("how often each token followed the last few: the baseline", ngram, counted=True),
     "seq2seq": Kind("an encoder-decoder that answers a text by another", seq2seq, PairReader, "translation", defaults={
-        "layers": 2, "batch": 64, "context": 128, "steps": 1500, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
+        "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
     "bert": Kind("an encoder that names the class of a text", bert, LabelReader, "reviews", classes=True, defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),
     "lstm": Kind("a recurrent net that names the class of a text", lstm, partial(LabelReader, left=True), "reviews", classes=True,
