@@ -7,7 +7,7 @@ from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.hybrid.masking import masked
 from minillm.hybrid.phases import Phase, finish
-from minillm.hybrid.pretraining import carry_over, check_encoder
+from minillm.hybrid.pretraining import Hide, carry_over, check_encoder
 from minillm.models.bert import ClassifierShape, EncoderClassifier, MaskedLanguageModel
 from minillm.precision.recipe import Recipe
 from minillm.training.trainer import Trainer
@@ -34,7 +34,7 @@ class JointModel(EncoderClassifier, MaskedLanguageModel):
 
 
 def train_jointly(model: EncoderClassifier, labelled: tuple[np.ndarray, np.ndarray], texts: np.ndarray, phase: Phase,
-                  weight: float = 1.0, unlabelled: int = 0) -> list[dict]:
+                  weight: float = 1.0, unlabelled: int = 0, hide: Hide = masked) -> list[dict]:
     """Train a classifier on labelled (ids (N,T), labels (N,)) and on texts (M,T) without labels: the records of that training.
 
     A batch has `phase.batch` labelled texts and `unlabelled` others, 0: as many.
@@ -42,20 +42,20 @@ def train_jointly(model: EncoderClassifier, labelled: tuple[np.ndarray, np.ndarr
     check_encoder(model)
     joint = JointModel(model.shape, model.ops.recipe, model.ops.context.seed, weight)
     carry_over(model, joint)
-    records = finish(joint_trainer(joint, labelled, texts, phase, unlabelled or phase.batch))
+    records = finish(joint_trainer(joint, labelled, texts, phase, unlabelled or phase.batch, hide))
     carry_over(joint, model)
     return records
 
 
 def joint_trainer(joint: JointModel, labelled: tuple[np.ndarray, np.ndarray], texts: np.ndarray, phase: Phase,
-                  unlabelled: int) -> Trainer:
+                  unlabelled: int, hide: Hide = masked) -> Trainer:
     """Trains a joint model on batches of `phase.batch` labelled texts and `unlabelled` others."""
     if labelled[0].shape[1] != texts.shape[1]:
         raise MiniLLMError(f"labelled texts have {labelled[0].shape[1]} tokens and the others {texts.shape[1]}: fill both up alike")
 
     def batch(key: tuple) -> tuple:
         ids, labels = random_rows(labelled, phase.batch, key)
-        hidden, targets = masked(random_rows((texts,), unlabelled, (*key, 0))[0], (*key, 1), joint.shape.vocabulary)
+        hidden, targets = hide(random_rows((texts,), unlabelled, (*key, 0))[0], (*key, 1), joint.shape.vocabulary)
         return np.concatenate([ids, hidden]), labels, targets
 
     return phase.trainer(joint, batch)

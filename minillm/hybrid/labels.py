@@ -1,19 +1,21 @@
-"""What it is to have few labels: some of a task's examples, all of its classes."""
-from collections.abc import Sequence
+"""What it is to have few labels: some of the examples, but all of the classes."""
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from minillm.data.tasks import Example
 from minillm.errors import MiniLLMError
 
 
-def few_labels(examples: Sequence[Example], number: int, seed: int = 0) -> list[Example]:
-    """`number` of the examples in random order, one of each class among them; MiniLLMError where that cannot be."""
-    order = np.random.default_rng((seed, number)).permutation(len(examples))
-    first = {examples[i].target: i for i in reversed(order)}                   # where each class stands first
-    if not len(first) <= number <= len(examples):
-        raise MiniLLMError(f"{number} labels of {len(examples)} examples in {len(first)} classes: ask for one of each class or "
-                           "more, and for no more than there are")
-    chosen = {*first.values()}
-    chosen.update([i for i in order if i not in chosen][:number - len(chosen)])
-    return [examples[i] for i in order if i in chosen]
+def few_labels(labels: Sequence[Hashable], number: int, seed: int = 0) -> np.ndarray:
+    """Where `number` labels stand that are kept, in order, (number,) int64: drawn at random, one of each class among them.
+
+    MiniLLMError where there are more classes, or fewer labels.
+    """
+    order = np.random.default_rng((seed, number)).permutation(len(labels))
+    first = {labels[i]: i for i in reversed(order)}                            # where each class is drawn first
+    if not len(first) <= number <= len(labels):
+        raise MiniLLMError(f"{number} labels of {len(labels)} in {len(first)} classes: ask for one of each class or more, and "
+                           "for no more than there are")
+    each = list(first.values())
+    others = order[~np.isin(order, each)]
+    return np.sort(np.concatenate([each, others[:number - len(each)]]))

@@ -1,5 +1,6 @@
 """Unsupervised pre-training: an encoder first learns to guess hidden words of texts without labels. Devlin et al. 2018."""
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,14 +14,17 @@ from minillm.nn import Module
 from minillm.rounding import round_to, widen
 from minillm.training.trainer import Trainer
 
+Hide = Callable[..., tuple[np.ndarray, np.ndarray]]
 
-def pretrain(model: EncoderClassifier, texts: np.ndarray, phase: Phase, rate: float = 0.15) -> list[dict]:
+
+def pretrain(model: EncoderClassifier, texts: np.ndarray, phase: Phase, hide: Hide = masked) -> list[dict]:
     """Teach the model's encoder to guess hidden words of texts (N,T), under its recipe: the records of that training.
 
-    The heads of the model stay as they are, and its supervised training is still to come.
+    The heads of the model stay as they are, and its supervised training is still to come. `hide`: `masked`, or what else says from
+    (ids, key, vocabulary) what is seen and what is asked.
     """
     language_model = language_model_of(model)
-    records = finish(masked_trainer(language_model, texts, phase, rate))
+    records = finish(masked_trainer(language_model, texts, phase, hide))
     carry_over(language_model, model)
     return records
 
@@ -39,10 +43,10 @@ def check_encoder(model: Module) -> None:
         raise MiniLLMError(f"{type(model).__name__} is no encoder and cannot guess hidden words: take --model bert")
 
 
-def masked_trainer(model: MaskedLanguageModel, texts: np.ndarray, phase: Phase, rate: float = 0.15) -> Trainer:
+def masked_trainer(model: MaskedLanguageModel, texts: np.ndarray, phase: Phase, hide: Hide = masked) -> Trainer:
     """Trains a model to guess words hidden anew in each batch of texts (N,T)."""
     def batch(key: tuple) -> tuple:
-        return masked(random_rows((texts,), phase.batch, key)[0], (*key, 1), model.shape.vocabulary, rate)
+        return hide(random_rows((texts,), phase.batch, key)[0], (*key, 1), model.shape.vocabulary)
 
     return phase.trainer(model, batch, lambda ids, targets: int((targets != NO_TARGET).sum()))
 

@@ -31,8 +31,8 @@ def self_train(model: Module, labelled: Labelled, texts: np.ndarray, phase: Phas
         raise MiniLLMError(f"{rounds} rounds with labels above a probability of {threshold}: at least 1, and from 0 to below 1")
     found = []
     for number in range(rounds + 1):
-        own = pseudo_labels(model, texts, threshold) if number else (texts[:0], np.zeros(0, np.int32))
-        found.append(Round(len(own[1]), learn(model, labelled, own, phase, number)))
+        rows, labels = pseudo_labels(model, texts if number else texts[:0], threshold)
+        found.append(Round(len(rows), learn(model, labelled, (texts[rows], labels), phase, number)))
     return found
 
 
@@ -46,9 +46,13 @@ def learn(model: Module, labelled: Labelled, own: Labelled, phase: Phase, number
     return finish(phase.trainer(model, batch))
 
 
-def pseudo_labels(model: Module, texts: np.ndarray, threshold: float) -> Labelled:
-    """The texts whose likeliest class has a probability above the threshold, and these classes: (n,T), (n,) int32."""
-    logits = np.concatenate([model.logits(texts[at:at + TOGETHER]) for at in range(0, len(texts), TOGETHER)])     # (M,K) f32
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    sure = p.max(-1) > np.float32(threshold) * p.sum(-1, dtype=np.float32)
-    return texts[sure], logits[sure].argmax(-1).astype(np.int32)
+def pseudo_labels(model: Module, texts: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which texts have a class whose probability is above the threshold, and that class: rows (n,) int64, labels (n,) int32."""
+    rows, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    for at in range(0, len(texts), TOGETHER):
+        logits = model.logits(texts[at:at + TOGETHER])                         # (b,K) f32
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        sure = np.flatnonzero(p.max(-1) > np.float32(threshold) * p.sum(-1, dtype=np.float32))
+        rows.append(at + sure)
+        labels.append(logits[sure].argmax(-1).astype(np.int32))
+    return np.concatenate(rows), np.concatenate(labels)
