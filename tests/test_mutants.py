@@ -27,7 +27,7 @@ from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.hybrid import distillation, ensemble, pruning, structure
+from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, self_training, structure
 from minillm.models import bert, decoding, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
@@ -391,6 +391,14 @@ MUTANTS = [
            "ensemble.the_loss_of_a_student_is_put_together_as_published", (0.25,)),
     Mutant("a sum of probabilities, not a mean", ensemble.mean_probabilities, "total / np.float32(len(models))", "total",
            "ensemble.probabilities_are_the_mean_of_softmaxes", ("float32",)),
+    Mutant("all hidden words are masked", masking.masked, "fate < HIDDEN,", "fate < 1,",
+           "pretraining.of_the_words_a_share_is_chosen_and_of_these_most_are_masked_some_replaced_some_left"),
+    Mutant("nothing moves over", pretraining.carry_over, "own[name].data = ", "_ = ",
+           "pretraining.the_encoder_moves_over_and_the_heads_stay", ("float32",)),
+    Mutant("the unsupervised loss counts once", joint.JointModel.loss, " * self.weight", "",
+           "pretraining.the_joint_gradient_is_the_sum_of_the_two", (0.5,)),
+    Mutant("every label is believed", self_training.pseudo_labels, "> np.float32(threshold) * ", "> np.float32(0) * ",
+           "pretraining.only_labels_above_the_threshold_are_believed"),
     Mutant("noise forgotten", gpt.choose, "np.float32(temperature) + noise", "np.float32(temperature)",
            "gpt.samples_follow_the_softmax", (1.0, 0)),
     Mutant("temperature multiplies", gpt.choose, "logits / np.float32", "logits * np.float32",

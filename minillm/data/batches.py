@@ -84,3 +84,12 @@ def epoch_batch(arrays: Sequence[np.ndarray], batch: int, seed: int, number: int
     epoch, at = divmod(number, rows // batch)
     chosen = np.random.default_rng((seed, epoch)).permutation(rows)[at * batch:(at + 1) * batch]    # (B,) int64
     return tuple(a[chosen] for a in arrays)
+
+
+def random_rows(arrays: Sequence[np.ndarray], batch: int, key: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Rows of arrays that have as many, drawn with replacement: a pure function of `key`, as `random_batch` is."""
+    check_batch(batch)
+    if not len(arrays[0]):
+        raise MiniLLMError("no rows to draw a batch from: give one example or more")
+    chosen = np.random.default_rng((len(key), *key)).integers(0, len(arrays[0]), batch)             # (B,) int64
+    return tuple(a[chosen] for a in arrays)

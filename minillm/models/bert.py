@@ -4,7 +4,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minillm.autograd.context import scope
-from minillm.autograd.tensor import Tensor
+from minillm.autograd.rule import RULES
+from minillm.autograd.tensor import Tensor, apply
 from minillm.data.special import NO_TARGET
 from minillm.errors import MiniLLMError
 from minillm.nn import Embedding, LayerNorm, Linear, Maker, Module, SelfAttention
@@ -100,8 +101,11 @@ class MaskedLanguageModel(Encoder):
         self.parameters()
 
     def forward(self, ids: np.ndarray) -> Tensor:
-        x = self.dense(self.hidden(ids))
-        x = self.dense_norm(getattr(self.ops, self.shape.activation)(x))       # (B,T,E)
+        return self.words(self.hidden(ids))
+
+    def words(self, x: Tensor) -> Tensor:
+        """The head: (...,C) -> logits (...,V)."""
+        x = self.dense_norm(getattr(self.ops, self.shape.activation)(self.dense(x)))           # (...,E)
         with scope("head"):
             logits = self.tokens.head(x)
             return self.ops.add(logits, self.ops.cast(self.bias, logits.format))
@@ -111,7 +115,17 @@ class MaskedLanguageModel(Encoder):
         return ops.cross_entropy(logits, targets, ignore=NO_TARGET)
 
     def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
-        return self.criterion(self.ops, self(ids), targets)
+        return self.words_loss(self.hidden(ids), targets)
+
+    def words_loss(self, x: Tensor, targets: np.ndarray) -> Tensor:
+        """The criterion of x (B,T,C). The head, where most of the work is, sees the places with a target alone."""
+        rows, targets = self.ops.reshape(x, shape=(-1, x.shape[-1])), targets.reshape(-1)      # (B T,C), (B T,)
+        places = np.flatnonzero(targets != NO_TARGET).astype(np.int32)
+        if not len(places):
+            raise MiniLLMError(f"none of {len(targets)} tokens is hidden, so there is nothing to guess: give larger batches")
+        # The rule itself: rows are picked, and what a recipe says of tables of embeddings is not meant.
+        picked = apply(RULES["embedding"], rows, places, context=self.ops.context)             # (places,C)
+        return self.criterion(self.ops, self.words(picked), targets[places])
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,11 @@ class EncoderClassifier(Encoder):
         self.parameters()
 
     def forward(self, ids: np.ndarray) -> Tensor:
-        first = self.ops.slice(self.hidden(ids), index=(slice(None), 0))      # (B,C)
+        return self.verdicts(self.hidden(ids))
+
+    def verdicts(self, x: Tensor) -> Tensor:
+        """The head: (B,T,C) -> logits (B,K)."""
+        first = self.ops.slice(x, index=(slice(None), 0))                     # (B,C)
         return self.head(self.ops.tanh(self.pool(first)))
 
     def logits(self, ids: np.ndarray) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""A joint loss: labelled and unlabelled texts in one batch, through one encoder, with a head for each."""
+import numpy as np
+
+from minillm.autograd.tensor import Tensor
+from minillm.data.batches import random_rows
+from minillm.errors import MiniLLMError
+from minillm.formats import FLOAT32
+from minillm.hybrid.masking import masked
+from minillm.hybrid.phases import Phase, finish
+from minillm.hybrid.pretraining import Hide, carry_over, check_encoder
+from minillm.models.bert import ClassifierShape, EncoderClassifier, MaskedLanguageModel
+from minillm.precision.recipe import Recipe
+from minillm.training.trainer import Trainer
+
+
+class JointModel(EncoderClassifier, MaskedLanguageModel):
+    """A classifier whose encoder guesses hidden words too: the head of either, and a loss of both."""
+
+    def __init__(self, shape: ClassifierShape, recipe: Recipe, seed: int = 0, weight: float = 1.0):
+        if not weight >= 0:
+            raise MiniLLMError(f"the unsupervised loss weighs {weight}: give 0 or more")
+        super().__init__(shape, recipe, seed)
+        self.weight = weight
+
+    def loss(self, ids: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> Tensor:
+        """Cross-entropy of the labels + weight x that of the hidden words.
+
+        The first rows of ids (B,T) are labelled, (b,); the others have hidden words, targets (B-b,T).
+        """
+        x, b = self.hidden(ids), len(labels)                                   # (B,T,C)
+        labelled, others = (self.ops.slice(x, index=(rows,)) for rows in (slice(b), slice(b, None)))
+        supervised = EncoderClassifier.criterion(self, self.ops, self.verdicts(labelled), labels)
+        return self.ops.cast(supervised, FLOAT32) + self.ops.cast(self.words_loss(others, targets), FLOAT32) * self.weight
+
+
+def train_jointly(model: EncoderClassifier, labelled: tuple[np.ndarray, np.ndarray], texts: np.ndarray, phase: Phase,
+                  weight: float = 1.0, unlabelled: int = 0, hide: Hide = masked) -> list[dict]:
+    """Train a classifier on labelled (ids (N,T), labels (N,)) and on texts (M,T) without labels: the records of that training.
+
+    A batch has `phase.batch` labelled texts and `unlabelled` others, 0: as many.
+    """
+    check_encoder(model)
+    joint = JointModel(model.shape, model.ops.recipe, model.ops.context.seed, weight)
+    carry_over(model, joint)
+    records = finish(joint_trainer(joint, labelled, texts, phase, unlabelled or phase.batch, hide))
+    carry_over(joint, model)
+    return records
+
+
+def joint_trainer(joint: JointModel, labelled: tuple[np.ndarray, np.ndarray], texts: np.ndarray, phase: Phase,
+                  unlabelled: int, hide: Hide = masked) -> Trainer:
+    """Trains a joint model on batches of `phase.batch` labelled texts and `unlabelled` others."""
+    if labelled[0].shape[1] != texts.shape[1]:
+        raise MiniLLMError(f"labelled texts have {labelled[0].shape[1]} tokens and the others {texts.shape[1]}: fill both up alike")
+
+    def batch(key: tuple) -> tuple:
+        ids, labels = random_rows(labelled, phase.batch, key)
+        hidden, targets = hide(random_rows((texts,), unlabelled, (*key, 0))[0], (*key, 1), joint.shape.vocabulary)
+        return np.concatenate([ids, hidden]), labels, targets
+
+    return phase.trainer(joint, batch)
