@@ -125,7 +125,8 @@ MUTANTS = [
     # a generator and a discriminator
     Mutant("a sample that nothing goes through", gan.GAN.filled, "temperature=self.shape.temperature)",
            "temperature=self.shape.temperature).detach()", "gan.the_generator_is_taught_by_the_discriminator", ("float32",)),
-    Mutant("the slope of another sample", RULES["gumbel_sample"].backward, "logits, temperature, key)", "logits, temperature, key + 1)",
+    Mutant("the slope of another sample", RULES["gumbel_sample"].backward, "logits, temperature, key)",
+           "logits, temperature, key + 1)",
            "gan.the_gradient_of_a_sample_is_that_of_the_softmax_it_was_drawn_by"),
     Mutant("the discriminator is to be fooled by itself", gan.GAN.discriminator_loss, "[1, 0]", "[1, 1]",
            "gan.a_generator_learns_from_the_discriminator_alone"),

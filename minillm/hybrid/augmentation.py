@@ -12,10 +12,6 @@ from minillm.data.special import MASK, SPECIAL
 from minillm.data.tasks import Example
 from minillm.errors import MiniLLMError
 from minillm.hybrid.robustness import with_errors
-from minillm.models.gan import GAN
-from minillm.optim import AdamW
-from minillm.precision.loss_scaling import LossScaler
-from minillm.training.trainer import Objective, Schedule, Trainer
 
 Change = Callable[[str, int, float], str]
 SPAN = 3                   # words of a hidden span, in the mean. Raffel et al. 2019, arXiv 1910.10683, section 3.3.4
@@ -86,8 +82,6 @@ class Augmented:
                 for e in examples]
 
 
-# --- with trained models
-
 def back_translated(texts: Sequence[str], answer: Callable[[list[str]], list[str]], here: str = "en",
                     there: str = "de") -> list[str]:
     """Texts into another language and back, by what answers sources such as "en>de twelve". Sennrich et al., arXiv 1511.06709.
@@ -95,26 +89,3 @@ def back_translated(texts: Sequence[str], answer: Callable[[list[str]], list[str
     With a trained encoder-decoder: `lambda sources: reader.answers(model, sources)`.
     """
     return answer([f"{there}>{here} {text}" for text in answer([f"{here}>{there} {text}" for text in texts])])
-
-
-def to_hide(ids: np.ndarray, rate: float, special: int, key: Sequence[int]) -> np.ndarray:
-    """Which of ids (B,T) are hidden, each that is not special with a chance of `rate`, at least one of all: (B,T) bool."""
-    words = ids >= special
-    if not words.any():
-        raise MiniLLMError("a batch without a single word has nothing to hide: give longer texts")
-    chance = np.where(words, np.random.default_rng(key).random(ids.shape), 1)
-    return chance < max(rate, np.nextafter(chance.min(), 1))
-
-
-def gan_trainer(gan: GAN, batch: Callable[[int, int], tuple], schedule: Schedule) -> Trainer:
-    """The one trainer with two objectives: the generator's, and the discriminator's in turn. Batches: (ids, hidden, classes)."""
-    scaling = gan.ops.recipe.loss_scaling
-
-    def objective(loss, side) -> Objective:
-        mine = {id(p) for p in side.parameters()}
-        owned = [p for p in gan.parameters() if id(p) in mine]                 # under their full names
-        optimizer = AdamW(owned, (0.5, 0.99), gan.ops.recipe.eps, 0.0)         # Radford et al. 2015, arXiv 1511.06434: beta1 0.5
-        return Objective(lambda *batch: loss()(*batch), gan.ops, optimizer, LossScaler(scaling))
-
-    return Trainer(objective(lambda: gan.generator_loss, gan.generator), batch, schedule,
-                   others=(objective(lambda: gan.discriminator_loss, gan.discriminator),))
