@@ -153,5 +153,6 @@ CASES = {name: list(cases) for name, cases in {
     "share_of_range": [((normal(*shape), np.asarray(normal(*shares) / 100)), {"lowest": -8, "highest": 7})
                        for shape, shares in (((3, 4), (3,)), ((3, 4), ()), ((2, 8), (2, 2)), ((0, 3), (0,)), ((40,), (1,)))],
     "ternarize": of(SHAPES),
+    "gumbel_sample": of(ROWS) + of(ROWS, temperature=0.5),
     "bce_with_logits": binary(normal), "bce": binary(shares),
 }.items()}

@@ -29,6 +29,8 @@ from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, self_training, structure
 from minillm.models import bert, decoding, gpt, ngram, torch_file
+from minillm.hybrid import distillation, ensemble, pruning, structure
+from minillm.models import bert, decoding, gan, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -118,6 +120,18 @@ MUTANTS = [
            "trainer.micro_batches_of_unequal_size_count_by_their_targets"),
     Mutant("as listed, but not divided", trainer.divided, '"as-listed": T', '"as-listed": 1',
            "trainer.as_listed_there_is_an_update_at_every_micro_batch"),
+
+    Mutant("the second objective sees no step of its own", trainer.Trainer.turn_of, "other.step = self.step", "other.step = 0",
+           "trainer.a_trainer_of_two_takes_turns_and_the_second_sees_what_the_first_did"),
+
+    # a generator and a discriminator
+    Mutant("a sample that nothing goes through", gan.GAN.filled, "temperature=self.shape.temperature)",
+           "temperature=self.shape.temperature).detach()", "gan.the_generator_is_taught_by_the_discriminator", ("float32",)),
+    Mutant("the slope of another sample", RULES["gumbel_sample"].backward, "logits, temperature, key)",
+           "logits, temperature, key + 1)",
+           "gan.the_gradient_of_a_sample_is_that_of_the_softmax_it_was_drawn_by"),
+    Mutant("the discriminator is to be fooled by itself", gan.GAN.discriminator_loss, "[1, 0]", "[1, 1]",
+           "gan.a_generator_learns_from_the_discriminator_alone"),
 
     # the recurrence
     Mutant("the candidate goes through a sigmoid", recurrence.slopes, "xp.concatenate([half, half, one, half])",

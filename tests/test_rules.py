@@ -23,7 +23,8 @@ from minillm.rounding import round_to
 from minillm.testing import FLOAT64, after_rounding, dot_bound, gamma, rounding_bound, sum_bound
 
 every_rule = pytest.mark.parametrize("name", CASES)
-STRAIGHT_THROUGH = [rule.name for rule in vars(fake_quant).values() if isinstance(rule, Rule)]     # no derivative: test_fake_quant
+STRAIGHT_THROUGH = [rule.name for rule in vars(fake_quant).values() if isinstance(rule, Rule)]
+STRAIGHT_THROUGH += ["gumbel_sample"]     # no derivative: test_fake_quant, test_gan
 OPS = Recipe("float32").bind(0)
 
 
@@ -68,7 +69,7 @@ def test_gradient_against_a_central_difference(name):
         check_gradient(RULES[name], *inputs, **static)
 
 
-@every_rule
+@pytest.mark.parametrize("name", [name for name in CASES if name != "gumbel_sample"])       # its noise is larger than its inputs
 def test_float32_gradient_against_float64(name, kernels):
     for inputs, static in CASES[name]:
         check_float32(RULES[name], *inputs, **static)

@@ -14,6 +14,7 @@ from minillm.optim import SGD
 from minillm.precision.loss_scaling import NO_SCALING, LossScaler, LossScaling, static_scale
 from minillm.recipes import PRESETS
 from minillm.testing import FLOAT64, gamma
+from minillm.training.checkpoint import save_state
 from minillm.training.trainer import ACCUMULATIONS, PATIENCE, Objective, Schedule, Trainer, training_step
 
 
@@ -266,6 +267,48 @@ def test_an_overflow_in_parameters_of_the_other_one_skips_nothing():
     mine = Objective(both.loss, both.ops, SGD([both.optimizer.parameters["w"]], momentum=0.0), both.scaler)
     assert training_step(mine, [([[2.0]],)], 0, 1.0, clip=0).finite
     assert values(both) == {"w": [-2.0], "other": [1.0]}
+
+
+def pair_trainer(xs, steps=1000, scaling=NO_SCALING):
+    """A generator a x that lowers a b x, and behind it a discriminator b that raises it, with a scale of its own."""
+    def play(ops, p, x):
+        return ops.mean(ops.mul(p["b"], ops.mul(p["a"], constant(x))))
+
+    both = by_hand(play, {"a": [2.0], "b": [3.0]})
+    a, b = (SGD([p], momentum=0.0) for p in both.optimizer.parameters.values())
+    first = Objective(both.loss, both.ops, a, both.scaler)
+    other = Objective(lambda x: both.ops.neg(both.loss(x)), both.ops, b, LossScaler(scaling))
+    batch = lambda step, micro: ([xs[min(step, len(xs) - 1)]],)                             # noqa: E731
+    return both, Trainer(first, batch, Schedule(steps, 1.0, 1.0, 0, 0, watch_every=0), others=(other,))
+
+
+def test_a_trainer_of_two_takes_turns_and_the_second_sees_what_the_first_did():
+    both, trainer = pair_trainer([1.0], steps=2)
+    records = list(trainer.run())
+    assert values(both) == {"a": [-3.0], "b": [-1.0]}          # a: 2 - 3 = -1, - 2 = -3; b: 3 + -1 = 2, + -3 = -1
+    assert [(r["loss"], r["others"][0]["loss"]) for r in records] == [(6.0, 3.0), (-2.0, 6.0)]
+    assert [o["step"] for r in records for o in r["others"]] == [1, 2]
+    assert json.loads(json.dumps(records, allow_nan=False)) == records
+
+
+def test_of_two_objectives_one_may_skip_and_the_other_not():
+    both, trainer = pair_trainer([1.0], scaling=LossScaling(2.0**127))                      # 4 x 2^127 is beyond float32
+    trainer.batch = lambda step, micro: ([4.0],)
+    record = trainer.advance()
+    assert (record["skipped"], record["others"][0]["skipped"]) == (False, True)
+    assert values(both) == {"a": [-10.0], "b": [3.0]}
+    assert (trainer.skipped, trainer.in_a_row, trainer.rest[0].skipped, trainer.rest[0].in_a_row) == (0, 0, 1, 1)
+    assert (trainer.objective.scaler.scale, trainer.others[0].scaler.scale) == (1.0, 2.0**126)
+
+
+def test_where_the_second_diverges_the_run_ends_and_a_pair_is_not_saved(tmp_path):
+    _, trainer = pair_trainer([1.0, 1.0])
+    loss = trainer.others[0].loss
+    trainer.others[0].loss = lambda x: loss(x) * math.nan
+    assert len(list(trainer.run())) == trainer.diverged_at == 1
+    assert trainer.blame == trainer.rest[0].blame == "forward mul#2 (not finite as computed)"
+    with pytest.raises(MiniLLMError, match="holds one objective, this trainer has 2"):
+        save_state(tmp_path / "state", None, trainer)
 
 
 # --- watching

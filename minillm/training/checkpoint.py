@@ -33,7 +33,9 @@ def digest(arrays: dict[str, np.ndarray], facts: dict) -> str:
 
 
 def save_state(path: Path, model: GPT, trainer: Trainer) -> None:
-    """Write the state after `trainer.step` attempts."""
+    """Write the state after `trainer.step` attempts; MiniLLMError where several objectives are trained, which it cannot hold."""
+    if trainer.others:
+        raise MiniLLMError(f"a checkpoint holds one objective, this trainer has {1 + len(trainer.others)}: save the weights alone")
     objective, optimizer = trainer.objective, trainer.objective.optimizer
     arrays = {f"model/{name}": a for name, a in model.state_dict().items()}
     arrays |= {f"learned/{name}": t.data for name, t in objective.ops.learned.items()}

@@ -139,6 +139,8 @@ class Schedule:
 class Trainer:
     """Runs attempts in order and says of each what it came to. Batches are a pure function of (step, micro), so nothing is lost.
 
+    With `others`, as a generator's discriminator, each of them makes an attempt of its own at the same step and rate, after the
+    first has moved its weights. Each has its own optimizer, loss scale, skips and patience; where one diverges, the run ends.
     `diverged_at` is the number, from 1, of the attempt at which training could not go on, `blame` the first value of that attempt
     that was not finite.
     """
@@ -153,6 +155,10 @@ class Trainer:
     blame: str | None = None
     observers: tuple = field(default_factory=tuple)          # of watched steps, besides the count of zeros
     after_step: Callable[[dict], None] | None = None         # called after an update, with the gradients still scaled
+    others: tuple[Objective, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.rest = [Trainer(other, lambda *at: self.batch(*at), self.schedule) for other in self.others]
 
     def run(self) -> Iterator[dict]:
         """The record of each attempt, as it is made; stops at the last, or where the run diverges."""
@@ -176,7 +182,17 @@ class Trainer:
         if not result.finite:
             record["first_not_finite"] = self.overflowed(result)
         self.in_a_row = 0 if result.finite else self.in_a_row + 1
+        if self.rest:
+            record["others"] = [self.turn_of(other) for other in self.rest]
         self.step += 1
+        return record
+
+    def turn_of(self, other: "Trainer") -> dict:
+        """The record of another objective's attempt at this step."""
+        other.step = self.step
+        record = other.advance()
+        if self.diverged_at is None:
+            self.diverged_at, self.blame = other.diverged_at, other.blame
         return record
 
     def attempt(self, lr: float) -> StepResult:
