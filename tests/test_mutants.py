@@ -28,8 +28,6 @@ from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, self_training, structure
-from minillm.models import bert, decoding, gpt, ngram, torch_file
-from minillm.hybrid import distillation, ensemble, pruning, structure
 from minillm.models import bert, decoding, gan, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
