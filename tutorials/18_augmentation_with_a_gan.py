@@ -53,7 +53,7 @@ STEPS, LABELS, FEWER = (3 if QUICK else 400), (100 if QUICK else 1000), (50 if Q
 # Changes by rule
 # ---------------
 #
-# A change is a pure function of a text, a key and a rate. Here is one clause under each; a hidden span shows as ``_``.
+# A change is a pure function of a text, a key and a rate. Here is one clause under each; a hidden span shows as an underscore.
 
 # %%
 clause = "once again the story was not very good and my evening slightly dull"
@@ -239,4 +239,4 @@ if not QUICK:
 
 # %% [markdown]
 # More augmentation is better?
-# ---------------------------
+# ----------------------------
