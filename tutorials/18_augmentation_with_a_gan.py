@@ -53,7 +53,8 @@ STEPS, LABELS, FEWER = (3 if QUICK else 400), (100 if QUICK else 1000), (50 if Q
 # Changes by rule
 # ---------------
 #
-# A change is a pure function of a text, a key and a rate. Here is one clause under each; a hidden span shows as an underscore.
+# A change is a pure function of a text, a key and a rate. Here is one clause under each; a
+# hidden span shows as an underscore.
 
 # %%
 clause = "once again the story was not very good and my evening slightly dull"
@@ -240,3 +241,7 @@ if not QUICK:
 # %% [markdown]
 # More augmentation is better?
 # ----------------------------
+#
+# The table above answers it in numbers. What is sure without training anything: more of a change that spoils labels
+# spoils more of them, 11 % of the reviews at a dropout of 0.1 and 47 % at 0.6, while exact synonyms spoil none at any
+# rate.
