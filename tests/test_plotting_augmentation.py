@@ -16,4 +16,3 @@ def test_marks_stand_at_the_values_and_the_line_at_the_base(figures):
     lines = [list(line.get_xdata()) for line in axes.get_lines()]
     assert lines == [[0.6], [0.5, 0.7], [0.6], [0.6, 0.6], [0.4], [0.4], [0.6, 0.6]]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
-    rows_of_marks({}, "b.png", "A title", "accuracy")                         # nothing to draw is drawn as nothing

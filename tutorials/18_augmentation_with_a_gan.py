@@ -53,7 +53,8 @@ STEPS, LABELS, FEWER = (3 if QUICK else 400), (100 if QUICK else 1000), (50 if Q
 # Changes by rule
 # ---------------
 #
-# A change is a pure function of a text, a key and a rate. Here is one clause under each; a hidden span shows as ``_``.
+# A change is a pure function of a text, a key and a rate. Here is one clause under each; a
+# hidden span shows as an underscore.
 
 # %%
 clause = "once again the story was not very good and my evening slightly dull"
@@ -239,4 +240,13 @@ if not QUICK:
 
 # %% [markdown]
 # More augmentation is better?
-# ---------------------------
+# ----------------------------
+#
+# It does not hold here. Without any change the LSTM tells 0.611 of the reviews apart, in the mean of three seeds from
+# 0.605 to 0.622. Dropout at 0.1, 0.3 and 0.6 gives 0.611, 0.610 and 0.593: it never helps, and more of it is worse, as
+# 11 %, 27 % and 47 % of its labels are wrong. Synonyms, which are exact at any rate, give 0.607, 0.615 and 0.608, all
+# within the spread of the seeds. So right labels are not enough, either: the fillers, most of a review, stay as they
+# are. Swaps and hidden spans at 0.1 give 0.599 and 0.618, which is within the spread, too.
+#
+# Nor is this pair a source of texts. In 300 steps the generator's loss falls from 6.5 to 6.4 only, and the discriminator
+# stays at 0.69: it guesses. At 15 % of words hidden, 17 % of the texts say the opposite of their label or nothing.
