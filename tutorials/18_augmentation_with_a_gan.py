@@ -249,4 +249,5 @@ if not QUICK:
 # are. Swaps and hidden spans at 0.1 give 0.599 and 0.618, which is within the spread, too.
 #
 # Nor is this pair a source of texts. In 300 steps the generator's loss falls from 6.5 to 6.4 only, and the discriminator
-# stays at 0.69: it guesses. At 15 % of words hidden, 17 % of the texts say the opposite of their label or nothing.
+# stays at 0.69: it guesses. At 15 % of words hidden, 17 % of the texts say the opposite of their label or nothing,
+# and the LSTM that reads them gets 0.592 (0.584 to 0.596): worse than without, in every seed.
