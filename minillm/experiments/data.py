@@ -19,8 +19,8 @@ from minillm.experiments.options import TrainOptions
 from minillm.models.ngram import NGram
 from minillm.nn import Module
 from minillm.training.evaluation import EVALUATION_BATCH, mean_loss, validation_loss
-from minillm.training.readers import PairReader
-from minillm.training.scores import SCORES
+from minillm.training.readers import LabelReader, PairReader
+from minillm.training.scores import SCORES, bits_per_character, perplexity
 from minillm.training.trainer import finite_or_none
 
 VALIDATED = 1000         # examples of a task that the validation loss is of; scores are of all
@@ -68,10 +68,9 @@ class Data:
     def metrics(self, model: Module) -> dict[str, dict]:
         """{"language_model": {"val_loss" (nats a token), "perplexity", "bits_per_character", "tokens"}}."""
         loss, tokens = self.loss(model)
-        bits = loss / self.characters_per_token / math.log(2)
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        return {"language_model": {"val_loss": finite_or_none(loss), "perplexity": finite_or_none(perplexity),
-                                   "bits_per_character": finite_or_none(bits), "tokens": tokens}}
+        found = {"val_loss": loss, "perplexity": perplexity(loss),
+                 "bits_per_character": bits_per_character(loss, self.characters_per_token)}
+        return {"language_model": {name: finite_or_none(value) for name, value in found.items()} | {"tokens": tokens}}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class TaskData:
 
     tokenizer: Tokenizer
     tasks: Sequence[Task]
-    reader: PairReader
+    reader: PairReader | LabelReader
     mixture: Mixture
     digest: str
 

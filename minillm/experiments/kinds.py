@@ -18,25 +18,15 @@ from minillm.training.readers import LabelReader, PairReader
 class Kind:
     """One kind of model. `make(options, vocabulary, classes, recipe)`; `reader(tokenizer, context, classes)`, none reads a corpus.
 
-    `defaults`: options that differ from the published GPT's, where they are not given; `by_task`: and further ones by task.
+    `defaults`: options that differ from the published GPT's, where they are not given.
     """
 
-    about: str
     make: Callable[..., Module | NGram]
     reader: Callable | None = None
     task: str = ""                           # which is learned where none is named
     classes: bool = False                    # whether its tasks are classifications
     counted: bool = False                    # whether one look at the text makes it, without a trainer
     defaults: dict[str, Any] = field(default_factory=dict)
-    by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def defaults_for(self, tasks: list[str]) -> dict[str, Any]:
-        """Defaults for some tasks; of several, the larger value of each."""
-        found = dict(self.defaults)
-        for task in tasks:
-            for name, value in self.by_task.get(task, {}).items():
-                found[name] = max(value, found[name]) if len(tasks) > 1 and name in found else value
-        return found
 
 
 def sizes(options, vocabulary: int) -> tuple:
@@ -68,13 +58,13 @@ def ngram(options, vocabulary: int, classes: int, recipe: Recipe) -> NGram:
 
 
 KINDS = {
-    "gpt": Kind("a decoder that continues a text", gpt),
-    "ngram": Kind("how often each token followed the last few: the baseline", ngram, counted=True),
-    "seq2seq": Kind("an encoder-decoder that answers a text by another", seq2seq, PairReader, "translation", defaults={
+    "gpt": Kind(gpt),
+    "ngram": Kind(ngram, counted=True),
+    "seq2seq": Kind(seq2seq, PairReader, "translation", defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
-    "bert": Kind("an encoder that names the class of a text", bert, LabelReader, "reviews", classes=True, defaults={
+    "bert": Kind(bert, LabelReader, "reviews", classes=True, defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),
-    "lstm": Kind("a recurrent net that names the class of a text", lstm, partial(LabelReader, left=True), "reviews", classes=True,
-                 defaults={"layers": 1, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "weight_decay": 0.0, "beta2": 0.999,
-                           "tokenizer": "word", "vocab": 10000}),
+    "lstm": Kind(lstm, partial(LabelReader, left=True), "reviews", classes=True, defaults={
+        "layers": 1, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "weight_decay": 0.0, "beta2": 0.999,
+        "tokenizer": "word", "vocab": 10000}),
 }

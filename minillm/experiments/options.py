@@ -132,9 +132,7 @@ class TrainOptions:
 def options_for(given: dict) -> TrainOptions:
     """Options that were named, and for the others the defaults of this model and these tasks."""
     kind = KINDS.get(given.get("model", "gpt"), KINDS["gpt"])                  # an unknown one is refused by TrainOptions
-    task = given.get("task", kind.task)
-    names = [name.strip() for name in task.split(",")]
-    return TrainOptions(**{"task": task} | kind.defaults_for(names) | given)
+    return TrainOptions(**{"task": kind.task} | kind.defaults | given)
 
 
 def check_type(name: str, value, type_: type) -> None:
