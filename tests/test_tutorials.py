@@ -1,5 +1,6 @@
 """The form of the tutorials: plain scripts that a notebook and a gallery can read too. CI runs the scripts themselves."""
 import ast
+import importlib.util
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +56,14 @@ def test_every_tutorial_has_a_number_of_its_own():
     numbers = [path.name[:3] for path in TUTORIALS]
     assert len(set(numbers)) == len(numbers)
     assert all(re.fullmatch(r"\d\d_", number) for number in numbers)
+
+
+def test_what_it_imports_from_the_package_is_there(tutorial):
+    for node in ast.walk(tree_of(tutorial)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "minillm":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
 
 
 def test_the_first_cell_is_the_docstring_with_a_title(tutorial):

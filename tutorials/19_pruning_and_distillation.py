@@ -24,7 +24,8 @@ import numpy as np
 
 from minillm.conversion.int8_model import to_int8, under, weight_bytes
 from minillm.data.batches import random_batch
-from minillm.experiments.options import TrainOptions, load_data, make_trainer
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions, make_trainer
 from minillm.experiments.running import Run, follow, new_run
 from minillm.experiments.tables import table
 from minillm.hybrid.distillation import distill

@@ -19,7 +19,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from minillm.experiments.options import TrainOptions, load_data
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.hybrid.distillation import distill
