@@ -117,8 +117,9 @@ def test_a_run_on_a_task_answers_is_converted_and_inspected(say, tmp_path, model
     assert say("inspect", run, "--out", tmp_path, "--quiet", "--json")[0] == 0
     code, _, err = say("quantize", run, "--method", "full-integer", "--out", tmp_path / "whole", "--quiet")
     assert (code, "full-integer is for a gpt" in err) == (2, True)
-    code, _, err = say("sample", run, "--quiet")
-    assert (code, "this model answers a text" in err) == (2, True)
+    for argv, says in (((), "this model answers a text"), (("--prompt", prompt, "--beam", 0), "--beam is 0")):
+        code, _, err = say("sample", run, *argv, "--quiet")
+        assert (code, says in err) == (2, True)
 
 
 def test_an_ngram_model_is_counted_kept_and_sampled(say, tmp_path):

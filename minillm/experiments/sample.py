@@ -21,7 +21,8 @@ def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, tempe
     float16 or int8, where None is what the run's recipe has; `int8_cache`: keys and values are held as int8 codes. A model that
     learned tasks answers the prompt instead, taking the most likely token each time, or the best of `beam` answers.
     """
-    for name, value in (("beam", beam), ("tokens", tokens), ("top-k", top_k), ("seed", seed), ("temperature", temperature)):
+    check_range("beam", beam, 1)
+    for name, value in (("tokens", tokens), ("top-k", top_k), ("seed", seed), ("temperature", temperature)):
         check_range(name, value, 0)
     if weights is not None and weights not in WEIGHTS:
         raise unknown("weights", weights, WEIGHTS)
