@@ -258,10 +258,10 @@ print(f"seed 0, 50 labels: {found['pre-trained'][50][0]:.3f} under float32, {nar
 # Verdicts
 # --------
 #
-# *Pre-training helps with few labels*: holds when it is long enough. After 300 steps of it, means of three seeds: 50 labels
-# 0.426 (0.367 to 0.505) against 0.399 (0.370 to 0.425) from scratch, 200 labels 0.528 against 0.522, and 1,000 labels
-# 0.612 against 0.643: there it does harm. With one seed, on 500 of the held-out texts and 50 labels, longer pre-training
-# paid: from scratch 0.38, after 300 steps 0.47, after 600 0.56, after 900 0.63, after 1,500 0.63.
+# *Pre-training helps with few labels*: holds when it is long enough. After 300 steps of it, in means of three seeds:
+# 50 labels 0.426 (0.367 to 0.505) against 0.399 (0.370 to 0.425) from scratch, 200 labels 0.528 against 0.522, and
+# 1,000 labels 0.612 against 0.643: there it does harm. With one seed, on 500 of the held-out texts and 50 labels, longer
+# pre-training paid: from scratch 0.38, after 300 steps 0.47, after 600 0.56, after 900 0.63, after 1,500 0.63.
 #
 # With all words hidden alike pre-training did harm: 0.26 after 600 steps, at a higher learning rate (0.004) and with 20 %
 # hidden. The seed above that hides all words alike differs from its neighbour in that alone.
