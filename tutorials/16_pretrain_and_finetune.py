@@ -269,5 +269,6 @@ print(f"seed 0, 50 labels: {found['pre-trained'][50][0]:.3f} under float32, {nar
 # Pre-training is no gift where texts without labels say nothing of the class. In the generated reviews chance alone says
 # whether an adjective is good or bad, so nothing else in a text tells which of the two a hidden one was.
 #
-# For the joint loss and for self-training the table gives numbers and this text gives no verdict: they were not measured
-# with three seeds when it was written.
+# With 50 labels and three seeds the joint loss is above training from scratch by 0.084 (0.484, 0.378 to 0.538), more than
+# pre-training for 300 steps; one's own labels alone by 0.010, less than seeds differ: 46 to 69 % of them are right. After
+# pre-training, where 62 to 68 % are, they add 0.013 to it. float16-mixed reached 0.501 where float32 reached 0.505.
