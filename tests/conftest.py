@@ -54,3 +54,18 @@ def figures(monkeypatch):
     finished = []
     monkeypatch.setattr(style, "save", lambda figure, path: finished.append(figure) or Path(path))
     return finished
+
+
+@pytest.fixture
+def say(capfd):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    from minillm import cli
+
+    def run(*argv):
+        capfd.readouterr()
+        try:
+            code = cli.main([str(word) for word in argv])
+        except SystemExit as stop:                             # argparse, after --help
+            code = stop.code
+        return code, *capfd.readouterr()
+    return run

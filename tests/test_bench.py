@@ -62,15 +62,6 @@ def small(monkeypatch):
 
 
 @pytest.fixture
-def say(capfd):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-    def run(*argv):
-        capfd.readouterr()
-        return cli.main(list(argv)), *capfd.readouterr()
-    return run
-
-
-@pytest.fixture
 def no_torch(monkeypatch):
     """As if PyTorch were not installed."""
     monkeypatch.setitem(sys.modules, "torch", None)

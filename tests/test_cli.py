@@ -44,19 +44,6 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def say(capfd):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-    def run(*argv):
-        capfd.readouterr()
-        try:
-            code = cli.main([str(word) for word in argv])
-        except SystemExit as stop:                             # argparse, after --help
-            code = stop.code
-        return code, *capfd.readouterr()
-    return run
-
-
-@pytest.fixture
 def refused(say, tmp_path):
     """Runs a command that must be refused: exit code 2, one line that says all of `words`, and every file as it was."""
     def run(*argv, says=()):

@@ -10,15 +10,6 @@ from minillm.formats import FORMATS, format_named
 from minillm.rounding import ROUNDINGS, round_to
 
 
-@pytest.fixture
-def say(capfd):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-    def run(*argv):
-        capfd.readouterr()
-        return cli.main([str(word) for word in argv]), *capfd.readouterr()
-    return run
-
-
 def test_every_format_has_a_line(say):
     code, out, err = say("formats")
     assert (code, err) == (0, "")

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from minillm import cli
 from minillm.autograd.rule import RULES
 from minillm.experiments.recipes import FLOAT32_RECIPE, one, op_rows
 from minillm.formats import BFLOAT16, FLOAT16, FLOAT32
@@ -12,15 +11,6 @@ from minillm.precision import recipe as recipe_module
 from minillm.precision.loss_scaling import static_scale
 from minillm.precision.recipe import Recipe
 from minillm.recipes import PRESETS, from_json, to_json
-
-
-@pytest.fixture
-def say(capsys):
-    """Runs a command: (exit code, standard output, standard error)."""
-    def run(*argv):
-        code = cli.main(list(argv))
-        return code, *capsys.readouterr()
-    return run
 
 
 def cells(text, first):

@@ -29,16 +29,6 @@ def runs(tmp_path_factory):
     return home
 
 
-@pytest.fixture
-def say(capfd):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-    def run(*argv):
-        capfd.readouterr()
-        code = cli.main([str(word) for word in argv])
-        return code, *capfd.readouterr()
-    return run
-
-
 def quantized(say, run, out, *argv):
     code, text, err = say("quantize", run, "--out", out, "--calibrate", 8, "--quiet", "--json", *argv)
     assert (code, err) == (0, "")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from test_cli import assert_one_line
 
-from minillm import cli
 from minillm.data import tasks as tasks_module
 from minillm.data.mixing import Mixture
 from minillm.data.special import BEGIN, END, NO_TARGET, PAD
@@ -41,15 +40,6 @@ def tasks(monkeypatch):
         monkeypatch.setitem(tasks_module.TASKS, task.name, lambda seed, task=task: task)
 
 
-@pytest.fixture
-def say(capfd):
-    def run(*argv):
-        capfd.readouterr()
-        code = cli.main([str(word) for word in argv])
-        return code, *capfd.readouterr()
-    return run
-
-
 def test_a_task_is_learned_evaluated_and_gone_on_with(say, tmp_path):
     run = tmp_path / "run"
     code, out, err = say("train", "--model", "seq2seq", "--task", "copy", "--steps", 60, "--lr", 0.01, "--out", run, *SIZE)
@@ -83,11 +73,13 @@ def test_a_classifier_learns_the_class(say, tmp_path, recipe, model):
 @pytest.mark.parametrize(("argv", "says"), [
     (("--model", "seq2sec"), "unknown model 'seq2sec'"),
     (("--model", "seq2seq", "--task", "copi"), "unknown task 'copi'"),
-    (("--task", "copy"), "copy is a task, which --model gpt does not learn: choose --model seq2seq"),
+    (("--task", "copy"), "--model gpt cannot learn copy: choose --model seq2seq\n"),
     (("--model", "seq2seq", "--task", ""), "it is empty"),
-    (("--model", "seq2seq", "--task", "first"), "--model seq2seq cannot learn first: choose another --task, or --model bert, lstm"),
-    (("--model", "bert", "--task", "copy"), "--model bert cannot learn copy"),
+    (("--model", "seq2seq", "--task", "first"), "--model seq2seq cannot learn first: choose --model bert or lstm\n"),
+    (("--model", "bert", "--task", "copy"), "--model bert cannot learn copy: choose --model seq2seq\n"),
     (("--model", "seq2seq", "--task", "copy,copy"), "names a task twice"),
+    (("--model", "bert", "--task", "first", "--context", "1"), "a context of 1 has no room for a word of first"),
+    (("--model", "ngram", "--task", "copy"), "--model ngram cannot learn copy: choose --model seq2seq\n"),
     (("--model", "seq2seq", "--task", "copy", "--context", "4"), "a text of copy has 5 tokens, the context is 4: give --context 5"),
     (("--model", "seq2seq", "--task", "copy", "--sampling", "-1"), "sampling is '-1'"),
 ], ids=lambda value: value if isinstance(value, str) else "")

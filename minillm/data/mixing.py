@@ -25,7 +25,7 @@ class Mixture:
         """`size` examples, drawn with replacement: a pure function of (seed, step, micro-batch).
 
         Of all lengths: batches of like length, which have little padding, are mostly of one task each. Six directions of
-        translation had a loss of 0.84 after 200 such steps, and 0.30 after 200 mixed ones.
+        translation had a loss of 1.00 after 150 such steps of 64 (0.84 after 200 of 32), and 0.30 after 200 mixed ones of 64.
         """
         rng, ends = np.random.default_rng((len(key), *key)), np.cumsum(self.shares, dtype=np.float32)
         tasks = np.minimum(np.searchsorted(ends, rng.random(size, np.float32), "right"), len(ends) - 1)

@@ -163,9 +163,9 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
     """The tasks that were named; the data does not depend on the run's seed."""
     kind, tasks = KINDS[options.model], [load_task(name) for name in options.tasks]
     for task in tasks:
-        if bool(task.classes) is not kind.classes:
-            possible = ", ".join(name for name, other in KINDS.items() if other.reader and other.classes is bool(task.classes))
-            raise MiniLLMError(f"--model {options.model} cannot learn {task.name}: choose another --task, or --model {possible}")
+        able = [name for name, other in KINDS.items() if other.reader and other.classes is bool(task.classes)]
+        if options.model not in able:
+            raise MiniLLMError(f"--model {options.model} cannot learn {task.name}: choose --model {' or '.join(able)}")
     if kind.classes and len(tasks) > 1:
         raise MiniLLMError(f"--task {options.task}: {options.model} has the classes of one task, name one")
     tokenizer = tokenizer or train_tokenizer(options, tasks)

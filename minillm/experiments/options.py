@@ -94,18 +94,15 @@ class TrainOptions:
         return [name.strip() for name in self.task.split(",") if name.strip()]
 
     def check_tasks(self) -> None:
-        """Tasks that there are, each once, and a model that learns from examples."""
+        """Tasks that there are, each once, and one at least for a model that learns from examples."""
         temperature(self.sampling)
         for name in self.tasks:
             if name not in TASKS:
                 raise unknown("task", name, TASKS)
         if len(set(self.tasks)) < len(self.tasks):
             raise MiniLLMError(f"--task {self.task} names a task twice: name each once")
-        if bool(self.tasks) is not bool(KINDS[self.model].reader):
-            able = ", ".join(name for name, kind in KINDS.items() if bool(kind.reader) is bool(self.tasks))
-            what = f"{self.task} is a task, which --model {self.model} does not learn" if self.tasks else \
-                f"--model {self.model} learns tasks, and none is named"
-            raise MiniLLMError(f"{what}: choose --model {able}" + ("" if self.tasks else f", or a --task: {', '.join(TASKS)}"))
+        if KINDS[self.model].reader and not self.tasks:
+            raise MiniLLMError(f"--model {self.model} learns tasks, and none is named: give a --task of {', '.join(TASKS)}")
 
     def make_recipe(self) -> Recipe:
         """The preset, with the products, the loss scaling and the eps that were asked for."""

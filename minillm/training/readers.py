@@ -68,7 +68,10 @@ class LabelReader:
         self.tokenizer, self.context, self.classes, self.left = tokenizer, context, list(classes), left
 
     def check(self, name: str, examples: Sequence[Example]) -> None:
-        """A longer text is cut, so any will do."""
+        """Longer texts are cut; MiniLLMError where nothing would be left of them."""
+        if self.context < 2:
+            raise MiniLLMError(f"a context of {self.context} has no room for a word of {name} behind its beginning: "
+                               "give --context 2 or more")
 
     def ids(self, sources: Sequence[str]) -> np.ndarray:
         rows = [np.concatenate(([BEGIN], self.tokenizer.encode(text)))[:self.context] for text in sources]
