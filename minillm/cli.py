@@ -35,6 +35,7 @@ ABOUT = {
     "model": "gpt, seq2seq, bert, lstm or ngram",
     "task": "what is learned from examples, names with commas between: translation, reviews, ...",
     "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
+    "loss_weights": "how much a target of each of several tasks counts, numbers with commas between: 1,2,1",
 }
 
 

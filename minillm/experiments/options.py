@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minillm.backend import memory_bytes
 from minillm.data.corpora import CORPORA
-from minillm.data.mixing import temperature
+from minillm.data.mixing import loss_weights, temperature
 from minillm.data.tasks import TASKS
 from minillm.data.tokenizers import TOKENIZERS
 from minillm.errors import MiniLLMError, unknown
@@ -28,7 +28,8 @@ LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "step
 class TrainOptions:
     """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
-    `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn.
+    `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn,
+    `loss_weights` how much a target of each counts.
     `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
     `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
     dynamic one. `eps` 0 means the recipe's.
@@ -69,6 +70,7 @@ class TrainOptions:
     model: str = "gpt"
     task: str = ""
     sampling: str = "size"
+    loss_weights: str = ""
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -96,6 +98,7 @@ class TrainOptions:
     def check_tasks(self) -> None:
         """Tasks that there are, each once, and one at least for a model that learns from examples."""
         temperature(self.sampling)
+        loss_weights(self.loss_weights, len(self.tasks))
         for name in self.tasks:
             if name not in TASKS:
                 raise unknown("task", name, TASKS)
