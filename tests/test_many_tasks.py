@@ -9,6 +9,7 @@ from minillm.data.special import NO_TARGET
 from minillm.data.tasks import Example, Task
 from minillm.errors import MiniLLMError
 from minillm.experiments.data import TaskData
+from minillm.experiments.options import options_for
 from minillm.formats import FLOAT32
 from minillm.testing import gamma
 
@@ -56,3 +57,9 @@ def test_weights_that_fit_no_tasks_are_refused(text, tasks, says):
 def test_the_name_of_a_task_stands_in_front_of_its_sources():
     task = Task("sums", (Example("1+1", "2"),), (Example("1+2", "3"),), ("exact_match",))
     assert prefixed(task) == Task("sums", (Example("sums: 1+1", "2"),), (Example("sums: 1+2", "3"),), ("exact_match",))
+
+
+def test_a_task_may_have_defaults_of_its_own_and_what_is_given_comes_first():
+    assert [options_for({"model": "seq2seq", "task": name}).tokenizer for name in ("translation", "dialogue")] == ["char", "bpe"]
+    assert options_for({"model": "seq2seq"}).task == "translation"
+    assert options_for({"model": "seq2seq", "task": "dialogue", "tokenizer": "char"}).tokenizer == "char"

@@ -132,7 +132,8 @@ class TrainOptions:
 def options_for(given: dict) -> TrainOptions:
     """Options that were named, and for the others the defaults of this model and these tasks."""
     kind = KINDS.get(given.get("model", "gpt"), KINDS["gpt"])                  # an unknown one is refused by TrainOptions
-    return TrainOptions(**{"task": kind.task} | kind.defaults | given)
+    task = given.get("task", kind.task)
+    return TrainOptions(**{"task": task} | kind.defaults | kind.of_task.get(task, {}) | given)
 
 
 def check_type(name: str, value, type_: type) -> None:
