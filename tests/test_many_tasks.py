@@ -62,4 +62,5 @@ def test_the_name_of_a_task_stands_in_front_of_its_sources():
 def test_a_task_may_have_defaults_of_its_own_and_what_is_given_comes_first():
     assert [options_for({"model": "seq2seq", "task": name}).tokenizer for name in ("translation", "dialogue")] == ["char", "bpe"]
     assert options_for({"model": "seq2seq"}).task == "translation"
+    assert options_for({"model": "seq2seq", "task": "translation,dialogue"}).tokenizer == "bpe"
     assert options_for({"model": "seq2seq", "task": "dialogue", "tokenizer": "char"}).tokenizer == "char"

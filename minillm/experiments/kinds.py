@@ -18,7 +18,8 @@ from minillm.training.readers import LabelReader, PairReader
 class Kind:
     """One kind of model. `make(options, vocabulary, classes, recipe)`; `reader(tokenizer, context, classes)`, none reads a corpus.
 
-    `defaults`: options that differ from the published GPT's, where they are not given; `of_task`: and those of one task.
+    `defaults`: options that differ from the published GPT's, where they are not given. `of_task`: and those of one task,
+    "several" those of more than one.
     """
 
     make: Callable[..., Module | NGram]
@@ -67,7 +68,8 @@ KINDS = {
     "ngram": Kind(ngram, counted=True),
     "seq2seq": Kind(seq2seq, PairReader, "translation", defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98},
-        of_task=dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS)),
+        of_task=dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS) |
+                {"several": FEW_WORDS | {"steps": 2400}}),
     "bert": Kind(bert, LabelReader, "reviews", classes=True, defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),
     "lstm": Kind(lstm, partial(LabelReader, left=True), "reviews", classes=True, defaults={

@@ -133,7 +133,8 @@ def options_for(given: dict) -> TrainOptions:
     """Options that were named, and for the others the defaults of this model and these tasks."""
     kind = KINDS.get(given.get("model", "gpt"), KINDS["gpt"])                  # an unknown one is refused by TrainOptions
     task = given.get("task", kind.task)
-    return TrainOptions(**{"task": task} | kind.defaults | kind.of_task.get(task, {}) | given)
+    own = kind.of_task.get("several" if "," in task else task, {})
+    return TrainOptions(**{"task": task} | kind.defaults | own | given)
 
 
 def check_type(name: str, value, type_: type) -> None:
