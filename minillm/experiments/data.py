@@ -1,4 +1,5 @@
 """What a run learns from, and is judged by: a text, or the examples of tasks."""
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,6 +17,8 @@ from minillm.data.tokenizers import TOKENIZERS, CharTokenizer, Tokenizer
 from minillm.errors import MiniLLMError
 from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions
+from minillm.hybrid.augmentation import Augmented
+from minillm.hybrid.labels import few_labels
 from minillm.models.ngram import NGram
 from minillm.models.seq2seq import weighted_targets
 from minillm.nn import Module
@@ -76,14 +79,15 @@ class Data:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Tasks, how a model reads them, and a hash of all examples."""
+    """Tasks, how a model reads them, a hash of all examples, and texts of the training part whose label is not known."""
 
     tokenizer: Tokenizer
     tasks: Sequence[Task]
     reader: PairReader | LabelReader
-    mixture: Mixture
+    mixture: Mixture | Augmented
     digest: str
     weights: tuple[float, ...] = ()          # how much a target of each task counts; none where all count alike
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -95,9 +99,12 @@ class TaskData:
 
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random examples of the training parts, the same for every recipe."""
-        drawn = self.mixture.draw(options.batch, (options.seed, step, micro))
-        weights = [np.array([self.weights[t] for t, _ in drawn], np.float32)] if self.weights else []       # (B,) f32
-        return *self.reader.batch([example for _, example in drawn]), *weights
+        size, key = options.batch, (options.seed, step, micro)
+        if not self.weights:
+            return self.reader.batch(self.mixture.batch(size, key))
+        drawn = self.mixture.draw(size, key)
+        weights = np.array([self.weights[t] for t, _ in drawn], np.float32)               # (B,) f32
+        return *self.reader.batch([example for _, example in drawn]), weights
 
     def calibration(self, options: TrainOptions, windows: int) -> list[tuple]:
         """Examples to train on, drawn by the run's seed, a few at a time."""
@@ -177,8 +184,18 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
     reader = kind.reader(tokenizer, options.context, tasks[0].classes)
     for task in tasks:
         reader.check(task.name, (*task.train, *task.held_out))
+    known, unlabelled = digest_of(tasks), ()
+    if options.labels:
+        tasks[0], unlabelled = few_of(tasks[0], options)
     mixture = Mixture([task.train for task in tasks], options.sampling)
-    return TaskData(tokenizer, tasks, reader, mixture, digest_of(tasks), loss_weights(options.loss_weights, len(tasks)))
+    return TaskData(tokenizer, tasks, reader, mixture, known, loss_weights(options.loss_weights, len(tasks)), unlabelled)
+
+
+def few_of(task: Task, options: TrainOptions) -> tuple[Task, tuple[str, ...]]:
+    """A task of which --labels examples are left to train on, and the texts of the others; which, the seed says."""
+    kept = few_labels([e.target for e in task.train], options.labels, options.seed)
+    others = np.setdiff1d(np.arange(len(task.train)), kept)
+    return dataclasses.replace(task, train=tuple(task.train[i] for i in kept)), tuple(task.train[i].source for i in others)
 
 
 def train_tokenizer(options: TrainOptions, tasks: Sequence[Task]) -> Tokenizer:
