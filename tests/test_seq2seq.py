@@ -141,3 +141,13 @@ def test_it_trains_under_every_recipe(recipe):
     objective = objective_of(model)
     losses = [training_step(objective, [(SOURCE, IDS, TARGETS)], step, 3e-3).loss for step in range(12)]
     assert min(losses[-3:]) < 0.9 * losses[0]
+
+
+def test_what_is_read_is_as_large_as_what_blocks_write():
+    """Tokens and positions of variance 1 each: a deviation of 2^0.5, of 576 values to (2 / 1152)^0.5 of it; the logits near 1."""
+    model = Seq2Seq(Seq2SeqShape(64, layers=1, heads=2, channels=64, context=9), PRESETS["float32"])
+    ids = np.arange(4, 13, dtype=np.int32)[None]
+    with model.ops.context.no_record():
+        model.ops.context.begin(0)
+        assert model.embed(ids).data.std() == pytest.approx(2**0.5, abs=5 * 2**0.5 / 1152**0.5)
+        assert 0.8 < model(ids, ids).data.std() < 1.25

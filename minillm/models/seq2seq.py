@@ -76,7 +76,7 @@ class Seq2Seq(Module):
     def __init__(self, shape: Seq2SeqShape, recipe: Recipe, seed: int = 0):
         self.shape, self.ops = shape, recipe.bind(seed)
         make, C = Maker(seed, recipe.parameters), shape.channels
-        self.tokens, self.positions = Embedding(self.ops, make, shape.vocabulary, C), Embedding(self.ops, make, shape.context, C)
+        self.tokens, self.positions = (Embedding(self.ops, make, rows, C, C**-0.5) for rows in (shape.vocabulary, shape.context))
         self.dropout = Dropout(self.ops, shape.dropout)
         for i in range(shape.layers):
             setattr(self, f"encoder{i}", EncoderBlock(self.ops, make, shape))
@@ -85,12 +85,17 @@ class Seq2Seq(Module):
         self.parameters()                                                     # every leaf has its name
 
     def embed(self, ids: np.ndarray, start: int = 0) -> Tensor:
-        """(B,T) ids that stand at start ... start + T - 1 -> (B,T,C)."""
+        """(B,T) ids that stand at start ... start + T - 1 -> (B,T,C).
+
+        Times C^0.5, as in the paper, section 3.4: the head, which has the same table, wants values of C^-0.5, the blocks write
+        values near 1 beside them.
+        """
         T = ids.shape[1]
         if start + T > self.shape.context:
             raise MiniLLMError(f"{start + T} tokens do not fit into a context of {self.shape.context}: cut the text, or train with "
                                "a larger --context")
-        return self.dropout(self.ops.add(self.tokens(ids), self.positions(np.arange(start, start + T, dtype=np.int32))))
+        x = self.ops.add(self.tokens(ids), self.positions(np.arange(start, start + T, dtype=np.int32)))
+        return self.dropout(x * self.shape.channels**0.5)
 
     def encode(self, source: np.ndarray) -> Memory:
         """Read sources (B,S), padded with PAD."""
