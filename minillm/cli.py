@@ -35,6 +35,7 @@ ABOUT = {
     "model": "gpt, seq2seq, bert, lstm or ngram",
     "task": "what is learned from examples, names with commas between: translation, reviews, ...",
     "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
+    "loss_weights": "how much a target of each of several tasks counts, numbers with commas between: 1,2,1",
     "strategy": "ways to get more out of the same training",
     "labels": "how many labels of a classification are known; 0: all", "pretrain_steps": "attempts of pre-training; 0: --steps",
     "sparsity": "share of the weights that pruning takes away", "members": "models of an ensemble, teachers of a distillation",
