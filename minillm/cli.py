@@ -87,11 +87,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def strategies(command: str) -> str:
-    """How a command takes the names of strategies."""
-    from minillm.experiments.kinds import KINDS
-    names = dict.fromkeys(name for kind in KINDS.values() for name in kind.strategies)
+    """How a command takes the names of strategies, and which there are."""
+    from minillm.experiments.strategies import STRATEGIES
     how = "each beside the run without it, A,B both at once" if command.endswith("compare") else "all together"
-    return f"{how}: {', '.join(names)}"
+    return f"{how}: " + "; ".join(f"{name} ({strategy.about})" for name, strategy in STRATEGIES.items())
 
 
 def given_options(arguments: argparse.Namespace) -> dict:
