@@ -26,9 +26,10 @@ from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
+from minillm.experiments.data import TaskData
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, self_training, structure
-from minillm.models import bert, decoding, gan, gpt, ngram, torch_file
+from minillm.models import bert, decoding, gan, gpt, ngram, seq2seq, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -403,6 +404,14 @@ MUTANTS = [
            "candidates.sort(key=lambda part: -costs[part]", "structure.the_cheapest_goes_first_and_the_budget_is_kept"),
     Mutant("soft targets lose their size", distillation.distill, "soft * temperature**2", "soft",
            "ensemble.the_loss_of_a_student_is_put_together_as_published", (0.25,)),
+    Mutant("padding is learned from teachers", distillation.distill, "targets != NO_TARGET", "None",
+           "strategy_runs.padding_teaches_a_student_nothing"),
+    Mutant("one logit is not halved", distillation.beside_zero, "[-0.5, 0.5]", "[-1, 1]",
+           "strategy_runs.a_student_of_a_sure_teacher_with_one_logit_answers_like_it"),
+    Mutant("the likelier class of an ensemble is the other", ensemble.Ensemble.__call__, "log_p[:, 1] - log_p[:, 0]",
+           "log_p[:, 0] - log_p[:, 1]", "strategy_runs.an_ensemble_of_two_class_lstms_answers_by_the_mean_of_both"),
+    Mutant("padding is to be guessed", joint.with_hidden, "filled(ids, T, PAD)", "filled(ids, T, 7)",
+           "strategy_runs.texts_of_another_length_are_filled_up"),
     Mutant("a sum of probabilities, not a mean", ensemble.mean_probabilities, "total / np.float32(len(models))", "total",
            "ensemble.probabilities_are_the_mean_of_softmaxes", ("float32",)),
     Mutant("all hidden words are masked", masking.masked, "fate < HIDDEN,", "fate < 1,",
@@ -427,6 +436,12 @@ MUTANTS = [
            "real_tasks.examples_about_one_subject_stay_together"),
     Mutant("held-out examples teach a class, too", examples.Task._check_labels, "for example in self.train}",
            "for example in (*self.train, *self.held_out)}", "tasks.a_class_that_is_only_held_out_cannot_be_learned"),
+    Mutant("the weight of a loss forgotten", seq2seq.weighted_targets, "* weights", "* np.ones_like(weights)",
+           "many_tasks.a_weight_reaches_the_gradients_of_its_examples"),
+    Mutant("every group has all targets", seq2seq.Seq2Seq.weighted, "group[:, None], targets", "targets != NO_TARGET, targets",
+           "many_tasks.a_weight_reaches_the_gradients_of_its_examples"),
+    Mutant("micro-batches by number, not by weight", TaskData.targets, "if self.weights", "if False",
+           "many_tasks.weighted_micro_batches_are_one_big_batch"),
     Mutant("BLEU's smoothing does not halve again", scores.smoothed, "halves / 2", "0.5", "scores.bleu_by_hand"),
 ]
 
