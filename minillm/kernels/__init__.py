@@ -14,8 +14,6 @@ from types import ModuleType
 
 import numpy as np
 
-os.environ.setdefault("MINILLM_KERNELS", "on")   # every op asks, and to look up what is not set took a hundredth of a small step
-
 
 def enabled() -> bool:
     """Whether kernels may be used: the environment variable MINILLM_KERNELS, "on" unless it says "off"."""
