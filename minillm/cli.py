@@ -21,6 +21,7 @@ ABOUT = {
     "warmup": "attempts until --lr is reached", "optimizer": "adamw or sgd", "beta1": "Adam's first decay, SGD's momentum",
     "beta2": "Adam's second decay", "weight_decay": "decoupled, on matrices only", "clip": "largest gradient norm, 0 for none",
     "dropout": "share of values dropped in training", "bias": "biases in linears and layer norms, which GPT-2 has",
+    "scaled": "an encoder-decoder reads tokens times the root of its width",
     "accumulate": "micro-batches in a step",
     "accumulation": "of micro-batches: mean, sum, or as-listed, an update at each",
     "tokenizer": "char, bpe or word", "vocab": "vocabulary of the bpe or word tokenizer",
@@ -87,11 +88,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def strategies(command: str) -> str:
-    """How a command takes the names of strategies."""
-    from minillm.experiments.kinds import KINDS
-    names = dict.fromkeys(name for kind in KINDS.values() for name in kind.strategies)
+    """How a command takes the names of strategies, and which there are."""
+    from minillm.experiments.strategies import STRATEGIES
     how = "each beside the run without it, A,B both at once" if command.endswith("compare") else "all together"
-    return f"{how}: {', '.join(names)}"
+    return f"{how}: " + "; ".join(f"{name} ({strategy.about})" for name, strategy in STRATEGIES.items())
 
 
 def given_options(arguments: argparse.Namespace) -> dict:

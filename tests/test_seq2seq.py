@@ -145,7 +145,7 @@ def test_it_trains_under_every_recipe(recipe):
 
 def test_what_is_read_is_as_large_as_what_blocks_write():
     """Tokens and positions of variance 1 each: a deviation of 2^0.5, of 576 values to (2 / 1152)^0.5 of it; the logits near 1."""
-    model = Seq2Seq(Seq2SeqShape(64, layers=1, heads=2, channels=64, context=9), PRESETS["float32"])
+    model = Seq2Seq(Seq2SeqShape(64, layers=1, heads=2, channels=64, context=9, scaled=True), PRESETS["float32"])
     ids = np.arange(4, 13, dtype=np.int32)[None]
     with model.ops.context.no_record():
         model.ops.context.begin(0)

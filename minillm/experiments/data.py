@@ -99,12 +99,9 @@ class TaskData:
 
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random examples of the training parts, the same for every recipe."""
-        size, key = options.batch, (options.seed, step, micro)
-        if not self.weights:
-            return self.reader.batch(self.mixture.batch(size, key))
-        drawn = self.mixture.draw(size, key)
-        weights = np.array([self.weights[t] for t, _ in drawn], np.float32)               # (B,) f32
-        return *self.reader.batch([example for _, example in drawn]), weights
+        drawn = self.mixture.draw(options.batch, (options.seed, step, micro))
+        weights = [np.array([self.weights[t] for t, _ in drawn], np.float32)] if self.weights else []       # (B,) f32
+        return *self.reader.batch([example for _, example in drawn]), *weights
 
     def calibration(self, options: TrainOptions, windows: int) -> list[tuple]:
         """Examples to train on, drawn by the run's seed, a few at a time."""
@@ -187,8 +184,8 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
     known, unlabelled = digest_of(tasks), ()
     if options.labels:
         tasks[0], unlabelled = few_of(tasks[0], options)
-    mixture = Mixture([task.train for task in tasks], options.sampling)
-    return TaskData(tokenizer, tasks, reader, mixture, known, loss_weights(options.loss_weights, len(tasks)), unlabelled)
+    mixture, weights = Mixture([task.train for task in tasks], options.sampling), loss_weights(options.loss_weights, len(tasks))
+    return TaskData(tokenizer, tasks, reader, mixture, known, weights, unlabelled)
 
 
 def few_of(task: Task, options: TrainOptions) -> tuple[Task, tuple[str, ...]]:

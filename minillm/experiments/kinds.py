@@ -46,7 +46,7 @@ def gpt(options, vocabulary: int, classes: int, recipe: Recipe) -> GPT:
 
 
 def seq2seq(options, vocabulary: int, classes: int, recipe: Recipe) -> Seq2Seq:
-    return Seq2Seq(Seq2SeqShape(*sizes(options, vocabulary)), recipe, options.seed)
+    return Seq2Seq(Seq2SeqShape(*sizes(options, vocabulary), options.scaled), recipe, options.seed)
 
 
 def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClassifier:
@@ -67,7 +67,10 @@ def ngram(options, vocabulary: int, classes: int, recipe: Recipe) -> NGram:
 
 # The words of these tasks are few: 95 to 184 merges make a token of each, texts are 4 times shorter than in characters, and a word
 # is copied by one glance. 300 steps reach 0.9 on each.
-FEW_WORDS = {"tokenizer": "bpe", "context": 64, "steps": 600}
+FEW_WORDS = {"tokenizer": "bpe", "context": 64, "steps": 600, "scaled": True}
+
+# Real texts: of 1,024 tokens a pair needs 18 to 65 on average, where it has 60 to 168 characters.
+REAL_TEXTS = {"tokenizer": "bpe", "vocab": 1024}
 
 KINDS = {
     "gpt": Kind(gpt, strategies=(*PRUNING, "prune-structure", *AVERAGES, "ensemble")),
@@ -75,7 +78,8 @@ KINDS = {
     "seq2seq": Kind(seq2seq, PairReader, "translation", strategies=(*PRUNING, *AVERAGES), defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98},
         of_task=dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS) |
-                {"several": FEW_WORDS | {"steps": 2400}}),
+                dict.fromkeys(("translation-emoji", "summarization-wiki", "question-answering-wiki"), REAL_TEXTS) |
+                {"dialogue-chatterbot": REAL_TEXTS | {"steps": 300}, "several": FEW_WORDS | {"vocab": 1024, "context": 128, "steps": 2400}}),
     "bert": Kind(bert, LabelReader, "reviews", True,
                  strategies=(*LABELS, "pretrain", "joint", *PRUNING, *AVERAGES, "ensemble"), defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),

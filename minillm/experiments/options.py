@@ -35,7 +35,7 @@ class TrainOptions:
 
     `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn,
     `loss_weights` how much a target of each counts.
-    `strategy`: likewise, of minillm.experiments.strategies; `labels`: how many of a classification are kept, 0 for all.
+    `strategy`: names likewise, of minillm.experiments.strategies; `labels`: how many of a classification are kept, 0 for all.
     `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
     `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
     dynamic one. `eps` 0 means the recipe's.
@@ -57,6 +57,7 @@ class TrainOptions:
     clip: float = 1.0
     dropout: float = 0.0
     bias: bool = False
+    scaled: bool = False
     accumulate: int = 1
     accumulation: str = "mean"
     tokenizer: str = "char"
@@ -140,6 +141,8 @@ class TrainOptions:
                 raise MiniLLMError(f"--strategy {both[0]} and {both[1]} exclude each other: choose one")
         if "self-train" in chosen and not self.labels:
             raise MiniLLMError("--strategy self-train needs texts whose label is not known: say by --labels how many are")
+        if self.loss_weights and "distill" in chosen:
+            raise MiniLLMError("--strategy distill has a loss of its own, which knows no --loss-weights: drop one of them")
         if self.labels and not KINDS[self.model].classes:
             raise MiniLLMError(f"--labels {self.labels}: only classifications have labels to leave out, drop it or choose --model "
                                f"{' or '.join(name for name, kind in KINDS.items() if kind.classes)}")
