@@ -79,7 +79,8 @@ KINDS = {
         "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98},
         of_task=dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS) |
                 dict.fromkeys(("translation-emoji", "summarization-wiki", "question-answering-wiki"), REAL_TEXTS) |
-                {"dialogue-chatterbot": REAL_TEXTS | {"steps": 300}, "several": FEW_WORDS | {"vocab": 1024, "context": 128, "steps": 2400}}),
+                {"dialogue-chatterbot": REAL_TEXTS | {"steps": 300},
+                 "several": FEW_WORDS | {"vocab": 1024, "context": 128, "steps": 2400}}),
     "bert": Kind(bert, LabelReader, "reviews", True,
                  strategies=(*LABELS, "pretrain", "joint", *PRUNING, *AVERAGES, "ensemble"), defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),

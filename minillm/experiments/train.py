@@ -23,7 +23,8 @@ from minillm.training.checkpoint import read_state, save_model, save_state
 from minillm.training.metrics import MetricsLog, curves, read_metrics
 
 GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
-SHAPE = ("model", "layers", "heads", "channels", "context", "bias", "scaled", "tokenizer", "vocab")  # what goes with the weights of a run
+# What goes with the weights of a run:
+SHAPE = ("model", "layers", "heads", "channels", "context", "bias", "scaled", "tokenizer", "vocab")
 
 
 def train(options: TrainOptions, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:
