@@ -21,9 +21,32 @@ def mean_probabilities(models: list[Module], ids: np.ndarray, temperature: float
         with model.ops.context.no_record():
             model.ops.context.begin(0)
             logits = widen(model(ids).data, np.float32) / np.float32(temperature)            # (B,T,V) f32
-        p = np.exp(logits - logits.max(-1, keepdims=True))
-        total = total + p / p.sum(-1, keepdims=True, dtype=np.float32)
+        total = total + softmax(logits)
     return total / np.float32(len(models))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, float32."""
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True, dtype=np.float32)
+
+
+class Committee:
+    """Several classifiers, of any kinds, that answer as one, by the mean of their probabilities."""
+
+    def __init__(self, models: list[Module]):
+        classes = {model.shape.classes for model in models}
+        if len(classes) != 1:
+            raise MiniLLMError(f"classifiers of {sorted(classes)} classes make no ensemble: give one or more that are alike")
+        self.models = models
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """The logarithms of mean probabilities: ids (B,T) -> (B,K) float32, as a classifier gives logits."""
+        total = np.float32(0)
+        for model in self.models:
+            total = total + softmax(model.logits(ids))                                       # (B,K) f32
+        with np.errstate(divide="ignore"):
+            return np.log(total / np.float32(len(self.models)))
 
 
 def check_alike(models: list[Module]) -> None:
