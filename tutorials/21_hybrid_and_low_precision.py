@@ -1,0 +1,269 @@
+# %% [markdown]
+"""
+Hybrid training in low precision
+================================
+
+The tutorials before this one combine data, tasks, methods and models; those before them choose formats. Here both
+come together, and two sentences that introductions repeat are put on trial: that low precision "wants larger batches
+and smaller learning rates", and that hybrid and low-precision training "combine freely". At the end stand the
+verdicts on seven such sentences, each with its number and the tutorial where it is measured.
+
+The texts to classify are the beginnings of encyclopedia articles in 11 classes, from the extra ``data``; without it
+the script takes generated reviews, and says so. On one core it takes about six minutes. With ``MINILLM_QUICK=1`` it
+makes a few steps of everything, and what is asserted of trained models is asserted for the full run only.
+"""
+
+# %%
+import dataclasses
+import math
+import os
+from functools import partial
+from statistics import fmean, stdev
+
+import numpy as np
+
+from minillm.conversion.int8_model import to_int8, under, weight_bytes
+from minillm.data.batches import random_rows
+from minillm.data.tasks import load_task
+from minillm.data.words import WordTokenizer
+from minillm.errors import MiniLLMError
+from minillm.experiments.data import load_data
+from minillm.experiments.options import TrainOptions
+from minillm.experiments.running import follow, new_run
+from minillm.experiments.tables import table
+from minillm.hybrid.distillation import distill
+from minillm.hybrid.ensemble import Committee
+from minillm.hybrid.labels import few_labels
+from minillm.hybrid.masking import masked
+from minillm.hybrid.phases import Phase, finish
+from minillm.hybrid.pretraining import pretrain
+from minillm.hybrid.pruning import prune
+from minillm.models.bert import ClassifierShape, EncoderClassifier
+from minillm.plotting.hybrid import over_rates, stages
+from minillm.recipes import recipe_named
+from minillm.training.readers import LabelReader
+from minillm.training.trainer import Schedule
+
+QUICK = os.environ.get("MINILLM_QUICK") == "1"
+
+# %% [markdown]
+# Batch and learning rate
+# -----------------------
+#
+# A GPT of two layers with 64 channels reads 800 windows of 64 characters, in batches of 2, 6 or 18: as many tokens
+# each time, in 400, 133 or 44 steps. Four learning rates, each twice the one before; a tenth of the steps warms up,
+# and the rate falls to a tenth at the end. Four recipes:
+#
+# - float32, and float16-mixed, which should hardly differ;
+# - bfloat16-pure, in which weights themselves are bfloat16, and what is too small an update is rounded away;
+# - bitnet-b1.58, whose weights are -s, 0 or s in every product.
+#
+# The whole grid has one seed. Where it is decided, at the batch that is best, there are three.
+
+# %%
+WINDOWS, BATCHES, RATES = (24, (6, 12), (1e-3, 4e-3)) if QUICK else (800, (2, 6, 18), (1e-3, 2e-3, 4e-3, 8e-3))
+SEEDS, DECISIVE = (1, 2, 3), RATES[:1] if QUICK else RATES[:3]
+SWEPT = ("float32", "bitnet-b1.58") if QUICK else ("float32", "float16-mixed", "bfloat16-pure", "bitnet-b1.58")
+options = TrainOptions(layers=2, heads=4, channels=64, min_lr=1e-5, eval_every=0, watch_every=0)
+data = load_data(options)
+data = dataclasses.replace(data, validation=data.validation[:64 * (2 if QUICK else 60) + 1])
+
+
+def loss(recipe, batch, lr, seed):
+    """Nats a token on held-out text, after all windows; infinite for a run that diverges."""
+    steps = WINDOWS // batch
+    run = new_run(dataclasses.replace(options, recipe=recipe, batch=batch, lr=lr, min_lr=lr / 10, steps=steps,
+                                      warmup=steps // 10, seed=seed), data)
+    follow(run, quiet=True)
+    return run.val_loss or math.inf
+
+
+def swept(recipe):
+    """{batch: {rate: a loss for each seed}}."""
+    return {batch: {lr: [loss(recipe, batch, lr, seed) for seed in (SEEDS if batch == BATCHES[0] and lr in DECISIVE else SEEDS[:1])]
+                    for lr in RATES} for batch in BATCHES}
+
+
+grid = {recipe: swept(recipe) for recipe in SWEPT}
+print(table(["recipe", "batch", *(f"rate {lr:g}" for lr in RATES)],
+            [[recipe, batch, *(f"{fmean(values):.3f}" for values in rates.values())]
+             for recipe, batches in grid.items() for batch, rates in batches.items()]))
+print(over_rates({recipe: {f"batch of {batch}": rates for batch, rates in batches.items()} for recipe, batches in grid.items()},
+                 "figures/21-sweep.png", f"The same {WINDOWS * 64:,} tokens, in small batches or large ones", "learning rate",
+                 "held-out loss (nats per token)"))
+best = {recipe: min((fmean(values), batch, lr) for batch, rates in batches.items() for lr, values in rates.items())
+        for recipe, batches in grid.items()}
+above = {(recipe, lr): [a - b for a, b in zip(grid[recipe][BATCHES[0]][lr], grid["float32"][BATCHES[0]][lr], strict=True)]
+         for recipe in SWEPT[1:] for lr in DECISIVE}
+
+
+def at_best(recipe):
+    """What a recipe costs where each is at its own best rate, seed by seed."""
+    own, plain = (min((grid[name][BATCHES[0]][lr] for lr in DECISIVE), key=fmean) for name in (recipe, "float32"))
+    return [a - b for a, b in zip(own, plain, strict=True)]
+
+
+def spread(values):
+    """Mean and deviation, with a sign."""
+    return f"{fmean(values):+.4f} +- {stdev(values):.4f}"
+
+
+costs = {recipe: at_best(recipe) for recipe in SWEPT[1:]}
+print(table(["recipe", "best batch", "best rate", "above float32 at its best", *(f"at rate {lr:g}" for lr in DECISIVE)],
+            [[recipe, batch, f"{lr:g}", *([spread(costs[recipe]), *(spread(above[recipe, r]) for r in DECISIVE)]
+                                          if recipe in costs else [""] * (len(DECISIVE) + 1))]
+             for recipe, (_, batch, lr) in best.items()]))
+
+assert all(len(values) in (1, len(SEEDS)) for batches in grid.values() for rates in batches.values() for values in rates.values())
+if not QUICK:
+    assert all(batch == BATCHES[0] for _, batch, _ in best.values())
+
+# %% [markdown]
+# The chain
+# ---------
+#
+# Now everything in a row, under one recipe each time, with four seeds:
+#
+# - a classifier from scratch, for comparison, on 100 labels;
+# - an encoder that has guessed hidden words of all the texts first, then learned from the same 100 labels;
+# - half of its weights taken away, two of each four, while it learns on;
+# - three of these as one, those of the other seeds;
+# - a student, pre-trained as they were, that learns the probabilities of these three on texts without labels;
+# - the student with its weights as int8 codes.
+
+# %%
+try:
+    task, context = load_task("topics"), 32
+except MiniLLMError as error:
+    print(f"{error}\nso here are generated reviews in place of the encyclopedia")
+    task, context = load_task("reviews"), 42
+words = WordTokenizer.train("\n".join(example.source for example in task.train), 1000)
+reader = LabelReader(words, context, task.classes)
+texts, labels = reader.batch(task.train[:300] if QUICK else task.train)
+asked, wanted = reader.batch(task.held_out[:20] if QUICK else task.held_out)
+some = tuple(a[few_labels(labels, 100, 0)] for a in (texts, labels))
+rare = partial(masked, rate=0.3, first=50)
+GUESSING, STEPS = (2, 2) if QUICK else (200, 100)
+RECIPES = ("float32", "int8-qat") if QUICK else ("float32", "float16-mixed", "bfloat16-mixed", "int8-qat")
+CHAINS = range(4)
+
+
+def new(recipe, seed):
+    shape = ClassifierShape(words.vocabulary, 1, 4, 64, 256, context, 64, activation="gelu", eps=1e-5, deviation=1 / 8,
+                            classes=len(task.classes))
+    return EncoderClassifier(shape, recipe_named(recipe), seed)
+
+
+def copy(model, seed):
+    other = new(model.ops.recipe.name, seed)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def phase(seed, steps, batch):
+    return Phase(Schedule(steps, 1e-3, 1e-4, steps // 10, watch_every=0), batch, seed)
+
+
+def accuracy(model):
+    """Share of the held-out texts whose class is found."""
+    parts = [model.logits(asked[at:at + 100]).argmax(-1) for at in range(0, len(asked), 100)]
+    return float((np.concatenate(parts) == wanted).mean())
+
+
+def tuned(model, seed, sparse=False):
+    """The model after some steps on the few labels."""
+    trainer = phase(seed, STEPS, 16).trainer(model, partial(random_rows, some, 16))
+    if sparse:
+        prune(model, trainer, pattern="2:4", every=2)
+    finish(trainer)
+    return model
+
+
+def begun(recipe, seed):
+    """A classifier whose encoder has guessed hidden words."""
+    model = new(recipe, seed)
+    pretrain(model, texts, phase(seed, GUESSING, 32), rare)
+    return model
+
+
+def taught(student, teachers, seed):
+    """The student after as many steps on what teachers say of texts whose labels nobody looks at."""
+    nobody = np.zeros(16, np.int32)
+    trainer = phase(seed, STEPS, 16).trainer(student, lambda key: (*random_rows((texts,), 16, key), nobody))
+    distill(student, teachers, trainer, temperature=1.0, soft=1.0)
+    finish(trainer)
+    return student
+
+
+def chain(recipe):
+    """{stage: an accuracy for each seed}, and the bytes of weights of a model before and after int8."""
+    scratch = [tuned(new(recipe, seed), seed) for seed in CHAINS]
+    encoders = [begun(recipe, seed) for seed in CHAINS]
+    members = [tuned(copy(model, seed), seed) for seed, model in enumerate(encoders)]
+    pruned = [tuned(copy(model, seed), 10 + seed, sparse=True) for seed, model in enumerate(members)]
+    others = [[pruned[i] for i in CHAINS if i != seed] for seed in CHAINS]
+    students = [taught(copy(model, seed), others[seed], 20 + seed) for seed, model in enumerate(encoders)]
+    codes = [to_int8(under(model, recipe_named("float32"))) for model in students]
+    found = {"from scratch": scratch, "pre-trained": members, "half pruned": pruned, "ensemble of 3": map(Committee, others),
+             "student": students, "in int8": codes}
+    assert ((pruned[0].block0.up.weight.data.reshape(-1, 4) == 0).sum(-1) >= 2).all()
+    return {stage: [accuracy(model) for model in models] for stage, models in found.items()}, \
+        [weight_bytes(model) for model in (students[0], codes[0])]
+
+
+chains, sizes = {}, {}
+for recipe in RECIPES:
+    chains[recipe], sizes[recipe] = chain(recipe)
+    print(recipe, {stage: round(fmean(values), 3) for stage, values in chains[recipe].items()}, flush=True)
+STAGES = list(chains["float32"])
+
+
+def shown(values):
+    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+print(table(["accuracy", *RECIPES], [[stage, *(shown(chains[recipe][stage]) for recipe in RECIPES)] for stage in STAGES]
+            + [[f"bytes of the {model}", *(f"{sizes[recipe][i]:,}" for recipe in RECIPES)]
+               for i, model in enumerate(("student", "same in int8"))]))
+print(stages(chains, "figures/21-chain.png", f"Everything in a row, {len(CHAINS)} seeds", "accuracy (share of right)"))
+
+assert all(0 <= value <= 1 for found in chains.values() for values in found.values() for value in values)
+assert all(after < before / 3 for before, after in sizes.values())
+
+# %% [markdown]
+# What each step costs in low precision
+# -------------------------------------
+#
+# Combining is free where a step brings under a recipe what it brings under float32. So from what a step brings there,
+# seed by seed, take what it brings in float32: what is left is what the two do to each other.
+
+# %%
+FROM = {"pre-trained": "from scratch", "half pruned": "pre-trained", "ensemble of 3": "half pruned", "student": "half pruned",
+        "in int8": "student"}
+
+
+def brought(recipe, stage):
+    """What a step brings, for each seed."""
+    return [after - before for after, before in zip(chains[recipe][stage], chains[recipe][FROM[stage]], strict=True)]
+
+
+def between(recipe, stage):
+    """What a step brings under a recipe beyond what it brings under float32."""
+    return [here - there for here, there in zip(brought(recipe, stage), brought("float32", stage), strict=True)]
+
+
+print(table(["step", "brings in float32", *(f"{recipe}, beyond that" for recipe in RECIPES[1:])],
+            [[stage, spread(brought("float32", stage)), *(spread(between(recipe, stage)) for recipe in RECIPES[1:])]
+             for stage in FROM]))
+whole = {recipe: [a - b for a, b in zip(chains[recipe]["in int8"], chains["float32"]["in int8"], strict=True)]
+         for recipe in RECIPES[1:]}
+print("at the end above float32:", ", ".join(f"{recipe} {spread(values)}" for recipe, values in whole.items()))
+
+assert all(len(between(recipe, stage)) == len(CHAINS) for recipe in RECIPES for stage in FROM)
+assert all(b == 0 for stage in FROM for b in between("float32", stage))
+
+# %% [markdown]
+# Seven verdicts
+# --------------
+#
+# TO WRITE
