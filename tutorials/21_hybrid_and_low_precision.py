@@ -204,7 +204,7 @@ def chain(recipe):
     others = [[pruned[i] for i in CHAINS if i != seed] for seed in CHAINS]
     students = [taught(copy(model, seed), others[seed], 20 + seed) for seed, model in enumerate(encoders)]
     codes = [to_int8(under(model, recipe_named("float32"))) for model in students]
-    found = {"from scratch": scratch, "pre-trained": members, "half pruned": pruned, "ensemble of 3": map(Committee, others),
+    found = {"from scratch": scratch, "pre-trained": members, "half pruned": pruned, "ensemble": map(Committee, others),
              "student": students, "in int8": codes}
     assert ((pruned[0].block0.up.weight.data.reshape(-1, 4) == 0).sum(-1) >= 2).all()
     return {stage: [accuracy(model) for model in models] for stage, models in found.items()}, \
@@ -238,7 +238,7 @@ assert all(after < before / 3 for before, after in sizes.values())
 # seed by seed, take what it brings in float32: what is left is what the two do to each other.
 
 # %%
-FROM = {"pre-trained": "from scratch", "half pruned": "pre-trained", "ensemble of 3": "half pruned", "student": "half pruned",
+FROM = {"pre-trained": "from scratch", "half pruned": "pre-trained", "ensemble": "half pruned", "student": "half pruned",
         "in int8": "student"}
 
 

@@ -30,19 +30,19 @@ def over_rates(found: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]
     """Draw a panel a name, in it a line a name over numbers that double: the mean of the values, least to largest upright."""
     with style.applied():
         rows = -(-len(found) // 2)
-        figure, axes = style.figure(rows, 2, height=2.4 * rows, sharex=True, sharey=True, squeeze=False)
+        figure, axes = style.figure(rows, 2, height=2.7 * rows, sharey=True, squeeze=False)
         looks = style.looks(name for lines in found.values() for name in lines)
         numbers = sorted({x for lines in found.values() for values in lines.values() for x in values})
         for part, (panel, lines) in zip(axes.flat, found.items(), strict=False):
             for i, (name, values) in enumerate(lines.items()):
                 with_spread(part, looks[name], [x * 1.05 ** (i - (len(lines) - 1) / 2) for x in values], list(values.values()))
-            part.set(title=style.shown(panel, 34), xscale="log")
+            part.set(title=style.shown(panel, 34), xlabel=xlabel, xscale="log")
             part.set_xticks(numbers, [f"{x:g}" for x in numbers])
             part.minorticks_off()
         for part in axes.flat[len(found):]:
             part.set_axis_off()
-        figure.supxlabel(xlabel, fontsize=10)
-        figure.supylabel(ylabel, fontsize=10)
+        for left in axes[:, 0]:
+            left.set_ylabel(ylabel)
         figure.suptitle(style.shown(title), x=0.01, ha="left", fontsize=11)
         style.legend(figure, [style.key(name, **look.line, marker=look.marker) for name, look in looks.items()])
         return style.save(figure, path)
