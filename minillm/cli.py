@@ -35,6 +35,10 @@ ABOUT = {
     "model": "gpt, seq2seq, bert, lstm or ngram",
     "task": "what is learned from examples, names with commas between: translation, reviews, ...",
     "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
+    "strategy": "ways to get more out of the same training",
+    "labels": "how many labels of a classification are known; 0: all", "pretrain_steps": "attempts of pre-training; 0: --steps",
+    "sparsity": "share of the weights that pruning takes away", "members": "models of an ensemble, teachers of a distillation",
+    "augment_rate": "share of the words that augmentation changes",
 }
 
 
@@ -71,16 +75,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Every field of TrainOptions as an option; one that is not given is left out, so that a resumed run can tell."""
     for f in dataclasses.fields(options_class()):
         name, about = f"--{f.name.replace('_', '-')}", ABOUT[f.name] + (f" (default {f.default})" if f.default != "" else "")
-        if f.type is bool:
+        if f.name == "strategy":
+            parser.add_argument(name, nargs="+", type=filled, default=argparse.SUPPRESS, metavar="NAME",
+                                help=f"{about}, {strategies(parser.prog)}")
+        elif f.type is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
         else:
             read = filled if f.type is str else f.type
             parser.add_argument(name, type=read, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about)
 
 
+def strategies(command: str) -> str:
+    """How a command takes the names of strategies."""
+    from minillm.experiments.kinds import KINDS
+    names = dict.fromkeys(name for kind in KINDS.values() for name in kind.strategies)
+    how = "each beside the run without it, A,B both at once" if command.endswith("compare") else "all together"
+    return f"{how}: {', '.join(names)}"
+
+
 def given_options(arguments: argparse.Namespace) -> dict:
     """The training options that were named on the command line."""
-    return {f.name: getattr(arguments, f.name) for f in dataclasses.fields(options_class()) if hasattr(arguments, f.name)}
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(options_class()) if hasattr(arguments, f.name)}
+    return given | ({"strategy": ",".join(given["strategy"])} if "strategy" in given else {})
 
 
 def chosen(given: dict):
@@ -133,8 +149,9 @@ def compare(arguments) -> Answer:
     recipes = [name.strip() for name in arguments.recipes.split(",") if name.strip()]
     given = given_options(arguments)
     models = [name.strip() for name in arguments.models.split(",") if name.strip()] or [given.get("model", "gpt")]
-    result = compare.compare(recipes, [chosen(given | {"model": name}) for name in models], arguments.seeds, arguments.out,
-                             arguments.quiet)
+    ways = dict.fromkeys(["", *getattr(arguments, "strategy", [])])
+    options = [chosen(given | {"model": name, "strategy": way}) for name in models for way in ways]
+    result = compare.compare(recipes, options, arguments.seeds, arguments.out, arguments.quiet)
     return Answer(result, compare.describe(result))
 
 

@@ -4,7 +4,7 @@ import pytest
 from tiny_run import small, write_text
 
 from minillm.experiments import accumulators
-from minillm.experiments.running import experiment
+from minillm.experiments.experiment import experiment
 from minillm.plotting.accumulation import error_curves, loss_against_accumulator
 
 

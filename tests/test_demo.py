@@ -12,7 +12,7 @@ from minillm import cli
 from minillm.errors import MiniLLMError
 from minillm.experiments import demo as demo_module
 from minillm.experiments import workers
-from minillm.experiments.running import experiment
+from minillm.experiments.experiment import experiment
 
 SCALES = (-10, 0, 16)
 

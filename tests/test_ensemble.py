@@ -38,7 +38,7 @@ def test_probabilities_are_the_mean_of_softmaxes(recipe):
         with model.ops.context.no_record():
             z = widen(model(ids).data, np.float32).astype(np.float64) / 1.5
         each.append(np.exp(z) / np.exp(z).sum(-1, keepdims=True))
-    found, exact = mean_probabilities(models(3, recipe), ids, 1.5), np.mean(each, 0)
+    found, exact = mean_probabilities(models(3, recipe), ids, temperature=1.5), np.mean(each, 0)
     assert found.dtype == np.float32
     assert np.abs(found / exact - 1).max() <= gamma(V + 16, FLOAT32)
 
@@ -136,7 +136,7 @@ def test_the_loss_of_a_student_is_put_together_as_published(soft):
     student, teachers, T = make("float32", 9), models(2), 3.0
     trainer = trainer_of(student)
     distill(student, teachers, trainer, T, soft)
-    far = divergence(student(batch()[0]), mean_probabilities(teachers, batch()[0], T), T).item()
+    far = divergence(student(batch()[0]), mean_probabilities(teachers, batch()[0], temperature=T), T).item()
     exact = soft * T**2 * far + (1 - soft) * student.loss(*batch()).item()
     assert trainer.objective.loss(*batch()).item() == pytest.approx(exact, rel=gamma(16, FLOAT32))
 

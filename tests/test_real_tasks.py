@@ -53,6 +53,11 @@ def test_wiki_tasks_hold_every_article_once():
     assert topics.unit == "word"
     assert sum(example.target == "People" for example in topics.train + topics.held_out) == 1_828
     assert max(len(example.source) for example in summaries.train) <= 200
+    sciences = load_task("sciences", 1)
+    topic_of = {example.source: example.target for example in topics.train + topics.held_out}
+    assert len(sciences.train + sciences.held_out) == 9_033
+    for example in sciences.train + sciences.held_out:
+        assert (example.target == "science") == (topic_of[example.source] in real.SCIENCES)
 
 
 @pytest.mark.parametrize(("lead", "sentence"), [

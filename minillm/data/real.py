@@ -1,13 +1,14 @@
 """Tasks on real data, from packages of the extra `data`. Nothing about one subject stands in both parts."""
 import random
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 from minillm.data.examples import Example, Task
 from minillm.data.packages import LANGUAGES, Article, articles, ascii_folded, emoji_names, exchanges
 
 LONGEST_LEAD = 200         # characters
 LONGEST_REPLY = 120
+SCIENCES = ("Biology and health sciences", "Mathematics", "Physical sciences", "Technology")
 VARIANT = re.compile(r"\b((medium-)?(light|medium|dark) skin tone|facing right|"
                      r"m[ae]n|wom[ae]n|person|people|boys?|girls?|adult|child|and)\b")
 # A full stop behind two small letters or digits ends a sentence; one behind an initial does not.
@@ -92,7 +93,20 @@ def topics(seed: int) -> Task:
 
     Of seed 0, "People" for everyone has accuracy 0.23 and f1 0.03.
     """
-    labelled = [article for article in articles() if article.topic != "Uncategorized"]
-    about = [(article.title, Example(article.lead, article.topic)) for article in labelled]
-    classes = tuple(sorted({article.topic for article in labelled}))
-    return Task("topics", *parts("topics", seed, about), ("accuracy", "f1", "precision", "recall"), classes, "word")
+    return by_topic("topics", seed, lambda topic: topic)
+
+
+def sciences(seed: int) -> Task:
+    """The same leads in two classes: is an article about a science or technology, or about anything else?
+
+    Of seed 0, "other" for everyone has accuracy 0.67 and f1 0.40, a logistic regression on counts of words 0.95 and 0.94.
+    """
+    return by_topic("sciences", seed, lambda topic: "science" if topic in SCIENCES else "other")
+
+
+def by_topic(name: str, seed: int, class_of: Callable[[str], str]) -> Task:
+    """Leads of the articles that somebody has categorized, in classes of topics."""
+    about = [(article.title, Example(article.lead, class_of(article.topic))) for article in articles()
+             if article.topic != "Uncategorized"]
+    classes = tuple(sorted({example.target for _, example in about}))
+    return Task(name, *parts(name, seed, about), ("accuracy", "f1", "precision", "recall"), classes, "word")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from minillm.data.bookings import dialogue
 from minillm.data.examples import Example, Task
 from minillm.data.facts import question_answering
-from minillm.data.real import dialogue_chatterbot, question_answering_wiki, summarization_wiki, topics, translation_emoji
+from minillm.data.real import dialogue_chatterbot, question_answering_wiki, sciences, summarization_wiki, topics, translation_emoji
 from minillm.data.reports import summarization
 from minillm.data.reviews import reviews
 from minillm.data.translation import translation
@@ -23,6 +23,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "question-answering-wiki": question_answering_wiki,
     "dialogue-chatterbot": dialogue_chatterbot,
     "topics": topics,
+    "sciences": sciences,
     "reviews": reviews,
 }
 

@@ -1,4 +1,5 @@
 """What a run learns from, and is judged by: a text, or the examples of tasks."""
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,6 +17,8 @@ from minillm.data.tokenizers import TOKENIZERS, CharTokenizer, Tokenizer
 from minillm.errors import MiniLLMError
 from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions
+from minillm.hybrid.augmentation import Augmented
+from minillm.hybrid.labels import few_labels
 from minillm.models.ngram import NGram
 from minillm.nn import Module
 from minillm.training.evaluation import EVALUATION_BATCH, mean_loss, validation_loss
@@ -75,13 +78,14 @@ class Data:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Tasks, how a model reads them, and a hash of all examples."""
+    """Tasks, how a model reads them, a hash of all examples, and texts of the training part whose label is not known."""
 
     tokenizer: Tokenizer
     tasks: Sequence[Task]
     reader: PairReader | LabelReader
-    mixture: Mixture
+    mixture: Mixture | Augmented
     digest: str
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -172,7 +176,17 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
     reader = kind.reader(tokenizer, options.context, tasks[0].classes)
     for task in tasks:
         reader.check(task.name, (*task.train, *task.held_out))
-    return TaskData(tokenizer, tasks, reader, Mixture([task.train for task in tasks], options.sampling), digest_of(tasks))
+    known, unlabelled = digest_of(tasks), ()
+    if options.labels:
+        tasks[0], unlabelled = few_of(tasks[0], options)
+    return TaskData(tokenizer, tasks, reader, Mixture([task.train for task in tasks], options.sampling), known, unlabelled)
+
+
+def few_of(task: Task, options: TrainOptions) -> tuple[Task, tuple[str, ...]]:
+    """A task of which --labels examples are left to train on, and the texts of the others; which, the seed says."""
+    kept = few_labels([e.target for e in task.train], options.labels, options.seed)
+    others = np.setdiff1d(np.arange(len(task.train)), kept)
+    return dataclasses.replace(task, train=tuple(task.train[i] for i in kept)), tuple(task.train[i].source for i in others)
 
 
 def train_tokenizer(options: TrainOptions, tasks: Sequence[Task]) -> Tokenizer:

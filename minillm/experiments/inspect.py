@@ -76,7 +76,7 @@ def diverged_at(folder: RunFolder) -> int | None:
 def float32_twin(run: Run) -> Run:
     """The same run gone over to float32 where it stands, without a loss scale: what it does, no format has touched."""
     recipe = dataclasses.replace(recipe_named("float32"), eps=run.model.ops.recipe.eps)
-    twin, own = new_run(run.options, run.data, recipe), run.trainer.objective.optimizer
+    twin, own = new_run(run.options, run.data, recipe, kept=getattr(run.model.shape, "kept", ())), run.trainer.objective.optimizer
     twin.model.load_state_dict({name: widen(a, np.float32) for name, a in run.model.state_dict().items()})
     optimizer = twin.trainer.objective.optimizer
     for slot in optimizer.slots:

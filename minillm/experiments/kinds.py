@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from minillm.hybrid.joint import JointModel
 from minillm.models.bert import ClassifierShape, EncoderClassifier
 from minillm.models.gpt import GPT, GPTShape
 from minillm.models.lstm import LSTMClassifier, LSTMShape
@@ -13,12 +14,16 @@ from minillm.nn import Module
 from minillm.precision.recipe import Recipe
 from minillm.training.readers import LabelReader, PairReader
 
+AVERAGES = ("ema", "swa", "distill")
+PRUNING = ("prune", "prune-2:4", "prune-movement")
+LABELS = ("self-train", "augment", "augment-dropout", "augment-swap", "augment-synonym", "augment-span", "augment-gan")
+
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of model. `make(options, vocabulary, classes, recipe)`; `reader(tokenizer, context, classes)`, none reads a corpus.
 
-    `defaults`: options that differ from the published GPT's, where they are not given.
+    `strategies`: what --strategy may name. `defaults`: options that differ from the published GPT's, where they are not given.
     """
 
     make: Callable[..., Module | NGram]
@@ -26,6 +31,7 @@ class Kind:
     task: str = ""                           # which is learned where none is named
     classes: bool = False                    # whether its tasks are classifications
     counted: bool = False                    # whether one look at the text makes it, without a trainer
+    strategies: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,7 +51,7 @@ def bert(options, vocabulary: int, classes: int, recipe: Recipe) -> EncoderClass
     C = options.channels
     shape = ClassifierShape(vocabulary, options.layers, options.heads, C, 4 * C, options.context, C, activation="gelu", eps=1e-5,
                             deviation=C**-0.5, classes=classes)
-    return EncoderClassifier(shape, recipe, options.seed)
+    return (JointModel if "joint" in options.strategies else EncoderClassifier)(shape, recipe, options.seed)
 
 
 def lstm(options, vocabulary: int, classes: int, recipe: Recipe) -> LSTMClassifier:
@@ -58,13 +64,14 @@ def ngram(options, vocabulary: int, classes: int, recipe: Recipe) -> NGram:
 
 
 KINDS = {
-    "gpt": Kind(gpt),
+    "gpt": Kind(gpt, strategies=(*PRUNING, "prune-structure", *AVERAGES, "ensemble")),
     "ngram": Kind(ngram, counted=True),
-    "seq2seq": Kind(seq2seq, PairReader, "translation", defaults={
+    "seq2seq": Kind(seq2seq, PairReader, "translation", strategies=(*PRUNING, *AVERAGES), defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}),
-    "bert": Kind(bert, LabelReader, "reviews", classes=True, defaults={
+    "bert": Kind(bert, LabelReader, "reviews", True,
+                 strategies=(*LABELS, "pretrain", "joint", *PRUNING, *AVERAGES, "ensemble"), defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),
-    "lstm": Kind(lstm, partial(LabelReader, left=True), "reviews", classes=True, defaults={
+    "lstm": Kind(lstm, partial(LabelReader, left=True), "reviews", True, strategies=(*LABELS, *AVERAGES, "ensemble"), defaults={
         "layers": 1, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "weight_decay": 0.0, "beta2": 0.999,
         "tokenizer": "word", "vocab": 10000}),
 }

@@ -1,6 +1,8 @@
 """The options of a training run, with the published small configuration as defaults, and the run that they describe."""
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from minillm.backend import memory_bytes
@@ -9,8 +11,9 @@ from minillm.data.mixing import temperature
 from minillm.data.tasks import TASKS
 from minillm.data.tokenizers import TOKENIZERS
 from minillm.errors import MiniLLMError, unknown
-from minillm.experiments.kinds import KINDS
+from minillm.experiments.kinds import KINDS, sizes
 from minillm.formats import FLOAT32
+from minillm.models.gpt import GPT, PrunedShape
 from minillm.nn import Module
 from minillm.optim import SGD, AdamW
 from minillm.precision.loss_scaling import SCALERS, LossScaler
@@ -19,9 +22,11 @@ from minillm.recipes import product_named, recipe_named
 from minillm.training.trainer import ACCUMULATIONS, Objective, Schedule, Trainer
 
 OPTIMIZERS = ("adamw", "sgd")
+EITHER = ("prune prune-2:4 prune-movement prune-structure", "ema swa prune-structure", "distill joint", "distill ensemble",
+          "prune-structure ensemble")                                                         # strategies: of each one at most
 LARGEST = 2**32 - 1        # of whole numbers, where the seeds of most programs end; a number beyond it is a slip of the hand
 LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "steps": 1, "accumulate": 1, "vocab": 256,
-         "order": 1}                                                                                                  # others: 0
+         "order": 1, "members": 2}                                                                                    # others: 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class TrainOptions:
     """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
     `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn.
+    `strategy`: likewise, of minillm.experiments.strategies; `labels`: how many of a classification are kept, 0 for all.
     `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
     `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
     dynamic one. `eps` 0 means the recipe's.
@@ -69,20 +75,27 @@ class TrainOptions:
     model: str = "gpt"
     task: str = ""
     sampling: str = "size"
+    strategy: str = ""
+    labels: int = 0
+    pretrain_steps: int = 0
+    sparsity: float = 0.5
+    members: int = 3
+    augment_rate: float = 0.1
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
             check_type(f.name, getattr(self, f.name), f.type)
             if f.type in (int, float):
                 check_range(f.name, getattr(self, f.name), LEAST.get(f.name, 0))
-        for name in ("beta1", "beta2", "dropout"):
+        for name in ("beta1", "beta2", "dropout", "sparsity", "augment_rate"):
             if not getattr(self, name) < 1:
-                raise MiniLLMError(f"--{name} is {getattr(self, name)}: it must lie in 0 ... 1, 1 excluded")
+                raise MiniLLMError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must lie in 0 ... 1, 1 excluded")
         for name, known in (("optimizer", OPTIMIZERS), ("tokenizer", TOKENIZERS), ("corpus", CORPORA), ("model", KINDS),
                             ("accumulation", ACCUMULATIONS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         self.check_tasks()
+        self.check_strategies()
         if not 0 < self.lr >= self.min_lr:
             raise MiniLLMError(f"--lr is {self.lr}: it must be positive, and at least --min-lr ({self.min_lr}): lower that too")
         if self.channels % self.heads:
@@ -91,7 +104,11 @@ class TrainOptions:
 
     @property
     def tasks(self) -> list[str]:
-        return [name.strip() for name in self.task.split(",") if name.strip()]
+        return names_in(self.task)
+
+    @property
+    def strategies(self) -> list[str]:
+        return names_in(self.strategy)
 
     def check_tasks(self) -> None:
         """Tasks that there are, each once, and one at least for a model that learns from examples."""
@@ -103,6 +120,26 @@ class TrainOptions:
             raise MiniLLMError(f"--task {self.task} names a task twice: name each once")
         if KINDS[self.model].reader and not self.tasks:
             raise MiniLLMError(f"--model {self.model} learns tasks, and none is named: give a --task of {', '.join(TASKS)}")
+
+    def check_strategies(self) -> None:
+        """Strategies that this model can follow, each once, and none that excludes another."""
+        chosen = self.strategies
+        for name in chosen:
+            able = [model for model, kind in KINDS.items() if name in kind.strategies]
+            if not able:
+                raise unknown("strategy", name, dict.fromkeys(name for kind in KINDS.values() for name in kind.strategies))
+            if self.model not in able:
+                raise MiniLLMError(f"--strategy {name} is not for --model {self.model}: choose --model {' or '.join(able)}")
+        if len(set(chosen)) < len(chosen):
+            raise MiniLLMError(f"--strategy {' '.join(chosen)} names a strategy twice: name each once")
+        for group in EITHER:
+            if len(both := [name for name in chosen if name in group.split()]) > 1:
+                raise MiniLLMError(f"--strategy {both[0]} and {both[1]} exclude each other: choose one")
+        if "self-train" in chosen and not self.labels:
+            raise MiniLLMError("--strategy self-train needs texts whose label is not known: say by --labels how many are")
+        if self.labels and not KINDS[self.model].classes:
+            raise MiniLLMError(f"--labels {self.labels}: only classifications have labels to leave out, drop it or choose --model "
+                               f"{' or '.join(name for name, kind in KINDS.items() if kind.classes)}")
 
     def make_recipe(self) -> Recipe:
         """The preset, with the products, the loss scaling and the eps that were asked for."""
@@ -124,6 +161,11 @@ class TrainOptions:
     def schedule(self) -> Schedule:
         return Schedule(self.steps, self.lr, self.min_lr, self.warmup, self.clip, self.accumulate, self.watch_every,
                         self.accumulation)
+
+
+def names_in(text: str) -> list[str]:
+    """Names with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def options_for(given: dict) -> TrainOptions:
@@ -163,13 +205,9 @@ def make_optimizer(options: TrainOptions, recipe: Recipe, parameters: list):
     return AdamW(parameters, (options.beta1, options.beta2), recipe.eps, options.weight_decay, *how)
 
 
-def make_trainer(options: TrainOptions, data, model: Module) -> Trainer:
-    """A trainer of this model on batches of `data`, the same for every recipe."""
-    recipe = model.ops.recipe
-
-    def batch(step, micro):
-        return data.batch(options, step, micro)
-
+def make_trainer(options: TrainOptions, data, model: Module, batch: Callable[[int, int], tuple] | None = None) -> Trainer:
+    """A trainer of this model on batches of `data`, or on others that have as many targets, the same for every recipe."""
+    recipe, batch = model.ops.recipe, batch or partial(data.batch, options)
     if recipe.quantizers and not model.ops.learned:
         with model.ops.context.no_record():
             model.loss(*batch(0, 0))                         # a dry forward pass makes what quantizers learn
@@ -178,9 +216,11 @@ def make_trainer(options: TrainOptions, data, model: Module) -> Trainer:
     return Trainer(objective, batch, options.schedule())
 
 
-def make_model(options: TrainOptions, vocabulary: int, recipe: Recipe, classes: int = 0) -> Module:
-    """A model that has not been trained; `classes`: how many a classifier tells apart."""
+def make_model(options: TrainOptions, vocabulary: int, recipe: Recipe, classes: int = 0, kept: tuple = ()) -> Module:
+    """A model that has not been trained; `classes`: how many a classifier tells apart; `kept`: what pruning left of a GPT."""
     check_memory(options, vocabulary)
+    if kept:
+        return GPT(PrunedShape(*sizes(options, vocabulary), kept=kept), recipe, options.seed)
     return KINDS[options.model].make(options, vocabulary, classes, recipe)
 
 
@@ -198,4 +238,4 @@ def check_memory(options: TrainOptions, vocabulary: int) -> None:
 def default_out(options: TrainOptions) -> Path:
     """Where a run goes that was given no folder."""
     source = "-".join(options.tasks) or (Path(options.text).stem if options.text else options.corpus)
-    return Path("runs") / f"{source}-{options.recipe}-{options.seed}"
+    return Path("runs") / "-".join([source, *options.strategies, options.recipe, str(options.seed)]).replace(":", "")

@@ -11,6 +11,7 @@ from minillm.experiments.data import Data, TaskData, load_data
 from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions, make_model
 from minillm.files import check_folder, write_whole
+from minillm.hybrid.ensemble import Ensemble
 from minillm.nn import Module, quantized_layers
 from minillm.precision.recipe import Recipe
 from minillm.recipes import from_json, to_json
@@ -47,6 +48,14 @@ class RunFolder:
     def loss_figure(self) -> Path:
         return self.path / "loss.png"
 
+    def member(self, number: int) -> Path:
+        """The weights of one more model, where the run is an ensemble."""
+        return self.path / f"member-{number}.safetensors"
+
+    @property
+    def members(self) -> list[Path]:
+        return sorted(self.path.glob("member-*.safetensors"))
+
     def check_free(self, force: bool) -> None:
         """A folder that holds anything is refused; with `force`, only where files that are not of a run would be replaced."""
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
@@ -65,8 +74,8 @@ class RunFolder:
         `source`: the run whose weights it begins with.
         """
         check_folder(self.path)
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        for path in [*(self.path / name for name in FILES), *self.members]:
+            path.unlink(missing_ok=True)
         self.write_config(options, recipe, data, source)
         write_whole(self.tokenizer, json.dumps(data.tokenizer.to_json()))
 
@@ -114,25 +123,39 @@ class RunFolder:
         return tokenizer_from_json(self.read_json(self.tokenizer))
 
 
-def load_run(path: str | Path) -> tuple[Module, Tokenizer, TrainOptions]:
-    """A trained model with its tokenizer and the options that it was made with; one of codes, where it was quantized."""
+def load_run(path: str | Path) -> tuple[Module | Ensemble, Tokenizer, TrainOptions]:
+    """A trained model with its tokenizer and the options that it was made with; one of codes, where it was quantized.
+
+    An ensemble where it has members.
+    """
     folder = RunFolder(Path(path))
     options, recipe = folder.read_config()
     tokenizer = folder.read_tokenizer()
-    arrays, facts = read_state(folder.state)
-    model = make_model(options, tokenizer.vocabulary, recipe, len(folder.classes))
+    model = load_weights(folder, folder.state, options, tokenizer, recipe)
+    if folder.members:
+        model = Ensemble([model, *(load_weights(folder, path, options, tokenizer, recipe) for path in folder.members)])
+    return model, tokenizer, options
+
+
+def load_weights(folder: RunFolder, path: Path, options: TrainOptions, tokenizer: Tokenizer, recipe: Recipe) -> Module:
+    """One model of a run from its file."""
+    arrays, facts = read_state(path)
+    model = make_model(options, tokenizer.vocabulary, recipe, len(folder.classes), facts["shape"].get("kept", ()))
     if "integer" in facts:
         model = load_integer(model.shape, arrays, facts)
     elif "quantized" in facts:
         load_quantized(model, arrays, facts)
     else:
-        load_model(folder.state, model, arrays, facts)
-    return model, tokenizer, options
+        load_model(path, model, arrays, facts)
+    return model
 
 
 def load_unquantized(path: str | Path, what: str) -> tuple[Module, Tokenizer, TrainOptions]:
     """The same of a run that can go on; MiniLLMError for one of codes, which `what` cannot."""
     model, tokenizer, options = load_run(path)
+    if isinstance(model, Ensemble):
+        raise MiniLLMError(f"{path} is an ensemble of {len(model.members)} models, which cannot be {what}: --strategy distill "
+                           "makes one model of as many")
     if KINDS[options.model].counted:
         raise MiniLLMError(f"{path} holds counts of an {options.model} model, which cannot be {what}: take a run of another model")
     if quantized_layers(model):

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
@@ -11,24 +12,25 @@ from minillm import kernels
 from minillm.autograd.watching import watch
 from minillm.backend import freed_memory_kept
 from minillm.conversion.int8_model import state_in
-from minillm.conversion.rounding import round_to_int8
 from minillm.errors import MiniLLMError
-from minillm.experiments.data import Data, TaskData, load_data
+from minillm.experiments.data import Data, TaskData
 from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions, make_model, make_trainer
 from minillm.experiments.run_folder import RunFolder
 from minillm.nn import Module
 from minillm.precision.recipe import Recipe
-from minillm.precision.underflow import ExponentHistogram, FirstNotFinite
+from minillm.precision.underflow import FirstNotFinite
 from minillm.training.checkpoint import load_model, load_trainer, read_state
-from minillm.training.memory import measure
-from minillm.training.metrics import mean_zero_share
 from minillm.training.trainer import Trainer, finite_or_none
 
 
 @dataclass
 class Run:
-    """A model in training and what has been noted of it; `seconds` are those of attempts, without validation."""
+    """A model in training and what has been noted of it; `seconds` are those of attempts, without validation.
+
+    Strategies keep here what they attach to the trainer, for checkpoints, and what they do after the last step, which may put
+    another model in the place of `result`; `prepared`: the seconds that they took before the first.
+    """
 
     options: TrainOptions
     data: Data | TaskData
@@ -38,17 +40,24 @@ class Run:
     val_loss: float | None = None
     seconds: float = 0.0
     made: int = 0                            # attempts since this process began
+    prepared: float = 0.0
+    attached: dict[str, Any] = field(default_factory=dict)
+    endings: list[Callable[["Run"], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.result = self.model             # what is validated and saved
 
 
-def new_run(options: TrainOptions, data: Data | TaskData, recipe: Recipe | None = None, weights: Module | None = None) -> Run:
+def new_run(options: TrainOptions, data: Data | TaskData, recipe: Recipe | None = None, weights: Module | None = None,
+            kept: tuple = ()) -> Run:
     """A run that has not made a step; under `recipe`, where one is given, in place of the preset that the options name.
 
     It begins with the weights of another model, where one is given, rounded into the recipe's format; so does what the quantizers
-    of both have learned. What only this one's learn is made from its first batch.
+    of both have learned. What only this one's learn is made from its first batch. `kept`: as of make_model.
     """
     if KINDS[options.model].counted:
         raise MiniLLMError(f"--model {options.model} is counted, and no recipe changes it: train it, evaluate it, sample from it")
-    model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe(), len(data.classes))
+    model = make_model(options, data.tokenizer.vocabulary, recipe or options.make_recipe(), len(data.classes), kept)
     if weights:
         model.load_state_dict(state_in(weights, model.ops.recipe.parameters))
     trainer = make_trainer(options, data, model)
@@ -58,14 +67,16 @@ def new_run(options: TrainOptions, data: Data | TaskData, recipe: Recipe | None 
     return Run(options, data, model, trainer)
 
 
-def load_run(folder: RunFolder, options: TrainOptions, data: Data, recipe: Recipe) -> Run:
-    """The run as its checkpoint left it."""
+def load_run(folder: RunFolder, options: TrainOptions, data: Data | TaskData, recipe: Recipe,
+             prepare: Callable[[Run], None] = lambda run: None) -> Run:
+    """The run as its checkpoint left it; `prepare` has it follow its strategies again."""
     arrays, facts = read_state(folder.state)
     if "quantized" in facts:
         raise MiniLLMError(f"{folder.path} is already quantized, and codes cannot be trained: take the run that it was made from")
-    run = new_run(options, data, recipe)
+    run = new_run(options, data, recipe, kept=facts["shape"].get("kept", ()))
+    prepare(run)
     load_model(folder.state, run.model, arrays, facts)
-    load_trainer(run.trainer, arrays, facts)
+    load_trainer(run.trainer, arrays, facts, run.attached)
     return run
 
 
@@ -96,6 +107,9 @@ def follow(run: Run, quiet: bool = False, title: str = "", log: Callable[[dict],
             run.seconds, run.made = run.seconds + time.perf_counter() - began, run.made + 1
             note(record)
             show(bar, record, shown, run)
+            if run.trainer.step == total and run.trainer.diverged_at is None:
+                for ending in run.endings:
+                    ending(run)
             if due(run):
                 validate(run, note)
             if save and (due(run) or stopped()) and run.trainer.diverged_at is None:
@@ -114,12 +128,12 @@ def due(run: Run) -> bool:
 
 def validate(run: Run, note: Callable[[dict], None]) -> None:
     """Note the validation loss; one that is not finite is a divergence."""
-    loss, _ = run.data.loss(run.model)
+    loss, _ = run.data.loss(run.result)
     run.val_loss = finite_or_none(loss)
     note({"step": run.trainer.step, "val_loss": run.val_loss})
     if run.val_loss is None:
         with watch(first := FirstNotFinite()):
-            run.data.loss(run.model)
+            run.data.loss(run.result)
         run.trainer.diverged_at, run.trainer.blame = run.trainer.step, f"in validation, {first}"
 
 
@@ -143,31 +157,3 @@ def shown_scale(scale: float | None) -> str:
 def tokens_per_second(run: Run) -> float:
     """Trained tokens a second, attempts only."""
     return run.made * run.options.batch * run.options.context * run.options.accumulate / max(run.seconds, 1e-9)
-
-
-def experiment(options: TrainOptions, int8: bool = False, advanced: Callable[[int], None] = lambda step: None,
-               quiet: bool = True) -> dict:
-    """Train in memory and say what came of it, as data for JSON; with `int8`, also what int8 weights do to the loss.
-
-    `advanced(step)` is called after each attempt.
-    """
-    run = new_run(options, load_data(options))
-    histogram = ExponentHistogram()
-    run.trainer.observers = (histogram,)
-    sizes = measure(run.trainer.objective, run.trainer.batch(0, 0))
-    follow(run, quiet, options.recipe, log=lambda record: advanced(record["step"]))
-    diverged = run.trainer.diverged_at
-    result = {"model": options.model, "recipe": options.recipe, "seed": options.seed,
-              "val_loss": run.val_loss if diverged is None else None,
-              "unigram_loss": run.data.unigram_loss(),
-              "diverged_at": diverged, "first_not_finite": run.trainer.blame, "skipped_steps": run.trainer.skipped,
-              "zero_gradient_share": mean_zero_share(run.records),
-              "learned_steps": sum(step.size for step in run.model.ops.learned.values()), **sizes, "seconds": round(run.seconds, 2),
-              "exponents": {str(e): n for e, n in histogram.counts.items()}, "records": run.records}
-    if options.tasks and diverged is None:
-        result["metrics"] = run.data.metrics(run.model)
-    if int8 and diverged is None:
-        after, before = round_to_int8(run.model)
-        loss, _ = run.data.loss(run.model)
-        result["int8"] = {"val_loss": finite_or_none(loss), "bytes": after, "bytes_float32": before}
-    return result

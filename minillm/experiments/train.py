@@ -1,4 +1,4 @@
-"""Train a GPT on a text into a run folder, or go on with one, bit for bit."""
+"""Train a model into a run folder, or go on with one, bit for bit."""
 import contextlib
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from minillm.errors import MiniLLMError
@@ -14,9 +15,11 @@ from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions, default_out, make_model
 from minillm.experiments.run_folder import RunFolder, load_unquantized
 from minillm.experiments.running import Run, follow, load_run, new_run, tokens_per_second
+from minillm.experiments.strategies import STRATEGIES, prepare
 from minillm.files import write_whole
+from minillm.hybrid.ensemble import Ensemble
 from minillm.plotting.training import loss_curves
-from minillm.training.checkpoint import VERSION, as_file, save_state
+from minillm.training.checkpoint import read_state, save_model, save_state
 from minillm.training.metrics import MetricsLog, curves, read_metrics
 
 GROWS = ("steps", "eval_every")          # what a resumed run may be given anew
@@ -34,6 +37,7 @@ def train(options: TrainOptions, out: str | Path | None = None, force: bool = Fa
     if KINDS[options.model].counted:
         return count(options, data, folder)
     run = new_run(options, data)
+    prepare(run, quiet)
     folder.begin(options, run.model.ops.recipe, data)
     return carry_out(run, folder, quiet)
 
@@ -46,8 +50,7 @@ def count(options: TrainOptions, data: Data, folder: RunFolder) -> dict:
     loss, _ = data.loss(model)
     folder.begin(options, recipe, data)
     state = model.state_dict()
-    write_whole(folder.state, as_file({f"model/{name}": a for name, a in state.items()},
-                                      {"version": VERSION, "shape": dataclasses.asdict(model.shape)}))
+    save_model(folder.state, model)
     return {"val_loss": loss, "diverged_at": None, "steps": 1, "tokens_per_second": round(len(data.train) / max(seconds, 1e-9)),
             "parameters": sum(len(a) for name, a in state.items() if name.endswith("counts")), "out": str(folder.path),
             "first_not_finite": None, "checkpoint_step": 1, "interrupted": False, "float32": True}
@@ -56,7 +59,8 @@ def count(options: TrainOptions, data: Data, folder: RunFolder) -> dict:
 def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, force: bool = False, quiet: bool = False) -> dict:
     """A new run that begins with the weights of another, under any recipe. `given`: options named on the command line.
 
-    Those not named are the other run's; those of its shape and tokenizer must be. The optimizer begins anew.
+    Those not named are the other run's, but for its strategies; those of its shape and tokenizer must be. The optimizer begins
+    anew.
     """
     before = RunFolder(Path(source))
     options, _ = before.read_config()
@@ -64,14 +68,16 @@ def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, fo
         if name in SHAPE and value != getattr(options, name):
             raise MiniLLMError(f"--{name.replace('_', '-')} is {value}, but the weights of {source} are for "
                                f"{getattr(options, name)}: leave it away, or train a new run without --from")
-    options = dataclasses.replace(options, **({"text": ""} if "corpus" in given else {}), **given)
+    inherited = {"strategy": "joint" if "joint" in options.strategies else ""} | ({"text": ""} if "corpus" in given else {})
+    options = dataclasses.replace(options, **inherited | given)
     folder = RunFolder(Path(out) if out else default_out(options))
     if folder.path.resolve() == before.path.resolve():
         raise MiniLLMError(f"--from and --out are both {folder.path}: give another --out")
     folder.check_free(force)
     weights, tokenizer, _ = load_unquantized(source, "trained")
     data = load_data(options, tokenizer)
-    run = new_run(options, data, weights=weights)
+    run = new_run(options, data, weights=weights, kept=getattr(weights.shape, "kept", ()))
+    prepare(run, quiet)
     folder.begin(options, run.model.ops.recipe, data, str(source))
     return carry_out(run, folder, quiet)
 
@@ -82,16 +88,20 @@ def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:
     They must be those of the run, except the number of steps and how often it validates.
     """
     folder = RunFolder(Path(path))
-    options, recipe = folder.read_config()
+    before, recipe = folder.read_config()
     for name, value in given.items():
-        if name not in GROWS and value != getattr(options, name):
-            raise MiniLLMError(f"--{name.replace('_', '-')} is {value}, but {path} was made with {getattr(options, name)}: "
+        if name not in GROWS and value != getattr(before, name):
+            raise MiniLLMError(f"--{name.replace('_', '-')} is {value}, but {path} was made with {getattr(before, name)}: "
                                "resume without it, or start a new run")
-    options = dataclasses.replace(options, **{name: value for name, value in given.items() if name in GROWS})
+    options = dataclasses.replace(before, **{name: value for name, value in given.items() if name in GROWS})
     if options.make_recipe() != recipe:
         raise MiniLLMError(f"the recipe in {folder.config} is not the preset {options.recipe} of this version: start a new run")
+    ending = [name for name in before.strategies if STRATEGIES[name].ends]
+    if ending and read_state(folder.state)[1]["step"] == before.steps:
+        raise MiniLLMError(f"{path} has ended with --strategy {ending[0]}, which made another model of it: begin a new run with "
+                           f"--from {path}")
     data = folder.read_data(options)
-    run = load_run(folder, options, data, recipe)
+    run = load_run(folder, options, data, recipe, partial(prepare, quiet=quiet, resumed=True))
     if options.steps < run.trainer.step:
         raise MiniLLMError(f"{path} has made {run.trainer.step} steps already: give --steps more than that")
     folder.write_config(options, recipe, data, folder.read_json(folder.config).get("from"))
@@ -106,7 +116,10 @@ def carry_out(run: Run, folder: RunFolder, quiet: bool) -> dict:
     saved = [run.trainer.step]
 
     def save():
-        save_state(folder.state, run.model, run.trainer)
+        members = run.result.members if isinstance(run.result, Ensemble) else [run.result]
+        for number, other in enumerate(members[1:], 1):
+            save_model(folder.member(number), other)
+        save_state(folder.state, members[0], run.trainer, run.attached)
         saved[:] = [run.trainer.step]
 
     log = MetricsLog(folder.metrics)

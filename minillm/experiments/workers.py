@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from minillm.backend import usable_cores
 from minillm.errors import MiniLLMError
+from minillm.experiments.experiment import experiment
 from minillm.experiments.options import TrainOptions
-from minillm.experiments.running import announce_compiling, experiment
+from minillm.experiments.running import announce_compiling
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 

@@ -4,6 +4,7 @@ import numpy as np
 from minillm.autograd.context import PLAIN, Context
 from minillm.autograd.rule import RULES
 from minillm.autograd.tensor import Tensor, apply
+from minillm.data.special import NO_TARGET
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.hybrid.ensemble import check_alike, mean_probabilities
@@ -21,18 +22,31 @@ def distill(student: Module, teachers: list[Module], trainer: Trainer, temperatu
         raise MiniLLMError(f"temperature {temperature} and a share {soft} of soft targets: above 0, and from 0 to 1")
     check_alike([student, *teachers])
 
-    def loss(ids: np.ndarray, targets: np.ndarray) -> Tensor:
-        logits, p = student(ids), mean_probabilities(teachers, ids, temperature)
-        far = divergence(student.ops.cast(logits, FLOAT32), p, temperature, student.ops.context)
-        hard = student.ops.cast(student.ops.cross_entropy(logits, targets), FLOAT32)
+    def loss(*batch: np.ndarray) -> Tensor:
+        *inputs, targets = batch
+        logits, p = student(*inputs), mean_probabilities(teachers, *inputs, temperature=temperature)
+        wide = beside_zero(student.ops.cast(logits, FLOAT32))
+        far = divergence(wide, p, temperature, student.ops.context, targets != NO_TARGET)
+        hard = student.ops.cast(student.criterion(student.ops, logits, targets), FLOAT32)
         return far * (soft * temperature**2) + hard * (1 - soft)
 
     trainer.objective.loss = loss
 
 
-def divergence(logits: Tensor, p: np.ndarray, temperature: float, context: Context = PLAIN) -> Tensor:
-    """The mean over rows of KL(p || softmax(logits / temperature)) in nats, for float32 logits and probabilities (..., V)."""
-    rows = p.size // p.shape[-1]
+def beside_zero(logits: Tensor) -> Tensor:
+    """A single logit z of two classes, (B,), as the two (-z/2, z/2), whose softmax is the same; others as they are."""
+    return logits.reshape(-1, 1) * Tensor(np.float32([-0.5, 0.5]), FLOAT32) if len(logits.shape) == 1 else logits
+
+
+def divergence(logits: Tensor, p: np.ndarray, temperature: float, context: Context = PLAIN,
+               counts: np.ndarray | None = None) -> Tensor:
+    """The mean over rows of KL(p || softmax(logits / temperature)) in nats, for float32 logits and probabilities (..., V).
+
+    counts: which rows do, bool (...); all, unless given.
+    """
+    if counts is not None:
+        p = p * counts[..., None].astype(np.float32)
+    rows = int(counts.sum()) if counts is not None else p.size // p.shape[-1]
     log_q = apply(RULES["log_softmax"], logits * (1 / temperature), context=context)
     entropy = -(p * np.log(np.where(p > 0, p, np.float32(1)))).sum(dtype=np.float32).item() / rows
     return (log_q * Tensor(p, FLOAT32)).sum() * (-1 / rows) - entropy

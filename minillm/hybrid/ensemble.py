@@ -4,56 +4,73 @@ from collections.abc import Callable
 
 import numpy as np
 
+from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
+from minillm.formats import FLOAT32
 from minillm.hybrid.callbacks import after_each
+from minillm.models.gpt import choose
+from minillm.models.lstm import LSTMClassifier
 from minillm.nn import Module
 from minillm.rounding import round_to, widen
 from minillm.training.trainer import Trainer
 
 BATCH = 32                 # windows at once
+TINY = np.float32(1e-38)   # what a probability of 0 counts as: a logarithm has to be finite
 
 
-def mean_probabilities(models: list[Module], ids: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """The mean over the models of softmax(logits / temperature), computed in float32: ids (B,T) -> (B,T,V)."""
+def mean_probabilities(models: list[Module], *inputs: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """The mean over the models of softmax(logits / temperature), in float32: of a GPT ids (B,T) -> (B,T,V).
+
+    A single logit, as an LSTM has for two classes, is one beside 0: (B,) -> (B,2).
+    """
     check_alike(models)
     total = np.float32(0)
     for model in models:
         with model.ops.context.no_record():
             model.ops.context.begin(0)
-            logits = widen(model(ids).data, np.float32) / np.float32(temperature)            # (B,T,V) f32
-        total = total + softmax(logits)
+            logits = widen(model(*inputs).data, np.float32) / np.float32(temperature)        # (B,T,V) f32
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], 1)                            # (B,2) f32
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        total = total + p / p.sum(-1, keepdims=True, dtype=np.float32)
     return total / np.float32(len(models))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, float32."""
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True, dtype=np.float32)
-
-
-class Committee:
-    """Several classifiers, of any kinds, that answer as one, by the mean of their probabilities."""
-
-    def __init__(self, models: list[Module]):
-        classes = {model.shape.classes for model in models}
-        if len(classes) != 1:
-            raise MiniLLMError(f"classifiers of {sorted(classes)} classes make no ensemble: give one or more that are alike")
-        self.models = models
-
-    def logits(self, ids: np.ndarray) -> np.ndarray:
-        """The logarithms of mean probabilities: ids (B,T) -> (B,K) float32, as a classifier gives logits."""
-        total = np.float32(0)
-        for model in self.models:
-            total = total + softmax(model.logits(ids))                                       # (B,K) f32
-        with np.errstate(divide="ignore"):
-            return np.log(total / np.float32(len(self.models)))
 
 
 def check_alike(models: list[Module]) -> None:
     """MiniLLMError for no model at all, and for models whose vocabulary or context differs."""
-    shapes = {(model.shape.vocabulary, model.shape.context) for model in models}
+    shapes = {(model.shape.vocabulary, getattr(model.shape, "context", None)) for model in models}
     if len(shapes) != 1:
         raise MiniLLMError(f"models of (vocabulary, context) {sorted(shapes)} make no ensemble: give one or more that are alike")
+
+
+class Ensemble:
+    """Models whose probabilities are averaged, to be evaluated like one; it is not trained."""
+
+    def __init__(self, members: list[Module]):
+        check_alike(members)
+        self.members, self.shape, self.ops, self.criterion = members, members[0].shape, members[0].ops, members[0].criterion
+
+    def __call__(self, *inputs: np.ndarray) -> Tensor:
+        """Logits of the mean: its logarithm, or of a single logit how much likelier 1 is than 0."""
+        log_p = np.log(mean_probabilities(self.members, *inputs) + TINY)
+        return Tensor(log_p[:, 1] - log_p[:, 0] if self.single else log_p, FLOAT32)
+
+    @property
+    def single(self) -> bool:
+        """Whether the members have one logit for two classes."""
+        return isinstance(self.members[0], LSTMClassifier) and self.shape.classes == 2
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """(B,K) float32, of classifiers."""
+        return np.log(mean_probabilities(self.members, ids) + TINY)
+
+    def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0) -> np.ndarray:
+        """As a GPT's, without a cache."""
+        ids, rng, T = [int(i) for i in ids], np.random.default_rng(seed), self.shape.context
+        for _ in range(tokens):
+            p = mean_probabilities(self.members, np.array([ids[-T:]], np.int32))[0, -1]      # (V,) f32
+            ids.append(choose(np.log(p + TINY), temperature, top_k, rng))
+        return np.array(ids, np.int32)
 
 
 def scores(models: list[Module], inputs: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
@@ -125,6 +142,14 @@ class Average:
         for p in self.source.parameters():
             w = widen(p.data, np.float32)
             self.mean[p.name] = self.mean[p.name] + share * (w - self.mean[p.name]) if self.count > 1 else w.copy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint has to hold for the mean to go on."""
+        return {"count": np.int32(self.count)} | {f"mean/{name}": a for name, a in self.mean.items()}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        self.count = int(state["count"])
+        self.mean = {name.removeprefix("mean/"): a for name, a in state.items() if name.startswith("mean/")}
 
     def model(self) -> Module:
         """A model of the mean; MiniLLMError before the first step."""

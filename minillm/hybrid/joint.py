@@ -3,6 +3,7 @@ import numpy as np
 
 from minillm.autograd.tensor import Tensor
 from minillm.data.batches import random_rows
+from minillm.data.special import NO_TARGET, PAD
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.hybrid.masking import masked
@@ -22,11 +23,14 @@ class JointModel(EncoderClassifier, MaskedLanguageModel):
         super().__init__(shape, recipe, seed)
         self.weight = weight
 
-    def loss(self, ids: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> Tensor:
+    def loss(self, ids: np.ndarray, labels: np.ndarray, targets: np.ndarray | None = None) -> Tensor:
         """Cross-entropy of the labels + weight x that of the hidden words.
 
-        The first rows of ids (B,T) are labelled, (b,); the others have hidden words, targets (B-b,T).
+        The first rows of ids (B,T) are labelled, (b,); the others have hidden words, targets (B-b,T). Without targets it is the
+        classifier's loss.
         """
+        if targets is None:
+            return super().loss(ids, labels)
         x, b = self.hidden(ids), len(labels)                                   # (B,T,C)
         labelled, others = (self.ops.slice(x, index=(rows,)) for rows in (slice(b), slice(b, None)))
         supervised = EncoderClassifier.criterion(self, self.ops, self.verdicts(labelled), labels)
@@ -50,12 +54,21 @@ def train_jointly(model: EncoderClassifier, labelled: tuple[np.ndarray, np.ndarr
 def joint_trainer(joint: JointModel, labelled: tuple[np.ndarray, np.ndarray], texts: np.ndarray, phase: Phase,
                   unlabelled: int, hide: Hide = masked) -> Trainer:
     """Trains a joint model on batches of `phase.batch` labelled texts and `unlabelled` others."""
-    if labelled[0].shape[1] != texts.shape[1]:
-        raise MiniLLMError(f"labelled texts have {labelled[0].shape[1]} tokens and the others {texts.shape[1]}: fill both up alike")
-
     def batch(key: tuple) -> tuple:
-        ids, labels = random_rows(labelled, phase.batch, key)
-        hidden, targets = hide(random_rows((texts,), unlabelled, (*key, 0))[0], (*key, 1), joint.shape.vocabulary)
-        return np.concatenate([ids, hidden]), labels, targets
+        return with_hidden(random_rows(labelled, phase.batch, key), texts, unlabelled, key, joint.shape.vocabulary, hide)
 
     return phase.trainer(joint, batch)
+
+
+def with_hidden(labelled: tuple[np.ndarray, np.ndarray], texts: np.ndarray, number: int, key: tuple, vocabulary: int,
+                hide: Hide = masked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A batch of a joint model: ids and labels, and below them `number` of the texts with hidden words, filled up alike."""
+    ids, labels = labelled
+    hidden, targets = hide(random_rows((texts,), number, (*key, 0))[0], (*key, 1), vocabulary)
+    T = max(ids.shape[1], hidden.shape[1])
+    return np.concatenate([filled(ids, T, PAD), filled(hidden, T, PAD)]), labels, filled(targets, T, NO_TARGET)
+
+
+def filled(ids: np.ndarray, T: int, padding: int) -> np.ndarray:
+    """Ids (B,t) with padding behind them, (B,T) int32."""
+    return np.pad(ids, ((0, 0), (0, T - ids.shape[1])), constant_values=padding)

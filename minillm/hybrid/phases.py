@@ -1,5 +1,5 @@
 """How one of several phases of training goes: a model, its batches, and the one trainer."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from minillm.autograd.tensor import Tensor
@@ -38,9 +38,9 @@ class Phase:
                        self.schedule)
 
 
-def finish(trainer: Trainer) -> list[dict]:
-    """Train to the end and give the records; MiniLLMError where training diverges."""
-    records = list(trainer.run())
+def finish(trainer: Trainer, shown: Callable[[Iterable[dict]], Iterable[dict]] = iter) -> list[dict]:
+    """Train to the end and give the records, which pass through `shown`, a progress bar; MiniLLMError where training diverges."""
+    records = list(shown(trainer.run()))
     if trainer.diverged_at:
         raise MiniLLMError(f"training diverged at step {trainer.diverged_at} ({trainer.blame}): lower the learning rate, or take "
                            "another recipe")

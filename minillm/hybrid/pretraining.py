@@ -1,6 +1,6 @@
 """Unsupervised pre-training: an encoder first learns to guess hidden words of texts without labels. Devlin et al. 2018."""
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -17,14 +17,15 @@ from minillm.training.trainer import Trainer
 Hide = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
-def pretrain(model: EncoderClassifier, texts: np.ndarray, phase: Phase, hide: Hide = masked) -> list[dict]:
+def pretrain(model: EncoderClassifier, texts: np.ndarray, phase: Phase, hide: Hide = masked,
+             shown: Callable[[Iterable[dict]], Iterable[dict]] = iter) -> list[dict]:
     """Teach the model's encoder to guess hidden words of texts (N,T), under its recipe: the records of that training.
 
     The heads of the model stay as they are, and its supervised training is still to come. `hide`: `masked`, or what else says from
-    (ids, key, vocabulary) what is seen and what is asked.
+    (ids, key, vocabulary) what is seen and what is asked. `shown`: what the records pass through, a progress bar.
     """
     language_model = language_model_of(model)
-    records = finish(masked_trainer(language_model, texts, phase, hide))
+    records = finish(masked_trainer(language_model, texts, phase, hide), shown)
     carry_over(language_model, model)
     return records
 

@@ -6,7 +6,7 @@ skip. Whole heads and channels, which leave smaller arrays, are in minillm.hybri
 import numpy as np
 
 from minillm.errors import MiniLLMError, unknown
-from minillm.models.gpt import GPT
+from minillm.hybrid.callbacks import after_each
 from minillm.nn import Linear, Module
 from minillm.optim import Optimizer
 from minillm.rounding import widen
@@ -16,7 +16,7 @@ PATTERNS = ("any", "2:4")
 SCORES = ("magnitude", "movement")
 
 
-def prune(model: GPT, trainer: Trainer, sparsity: float = 0.5, pattern: str = "any", score: str = "magnitude", begin: int = 0,
+def prune(model: Module, trainer: Trainer, sparsity: float = 0.5, pattern: str = "any", score: str = "magnitude", begin: int = 0,
           end: int | None = None, every: int = 10) -> "Pruner":
     """Have a trainer that has not begun take away a share `sparsity` of each linear layer's weights as it goes, and keep it so.
 
@@ -33,8 +33,9 @@ def prune(model: GPT, trainer: Trainer, sparsity: float = 0.5, pattern: str = "a
     if not 0 <= begin < end <= trainer.schedule.steps or every < 1:
         raise MiniLLMError(f"pruning from step {begin} to {end}, every {every}, does not fit into {trainer.schedule.steps} steps: "
                            "begin before the end, and end with them at the latest")
-    trainer.after_step = Pruner(model, trainer, sparsity, pattern, score, begin, end, every)
-    return trainer.after_step
+    pruner = Pruner(model, trainer, sparsity, pattern, score, begin, end, every)
+    after_each(trainer, pruner)
+    return pruner
 
 
 def cubic(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
@@ -87,6 +88,17 @@ class Pruner:
         for name, w in self.weights.items():
             w.data = np.where(self.masks[name], w.data, w.data.dtype.type(0))
             forget(self.trainer.objective.optimizer, name, self.masks[name])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint has to hold for the pruning to go on."""
+        kinds = {"mask": self.masks} | ({"moved": self.moved, "before": self.before} if self.score == "movement" else {})
+        return {f"{kind}/{name}": a for kind, named in kinds.items() for name, a in named.items()}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        for name in self.weights:
+            self.masks[name] = state[f"mask/{name}"]
+            if self.score == "movement":
+                self.moved[name], self.before[name] = state[f"moved/{name}"], state[f"before/{name}"]
 
     @property
     def share(self) -> float:

@@ -16,7 +16,8 @@ from minillm.autograd.tensor import Tensor
 from minillm.errors import MiniLLMError
 from minillm.files import write_whole
 from minillm.formats import FLOAT32
-from minillm.models.gpt import GPT
+from minillm.models.ngram import NGram
+from minillm.nn import Module
 from minillm.training.trainer import Trainer
 
 VERSION = 1
@@ -32,14 +33,18 @@ def digest(arrays: dict[str, np.ndarray], facts: dict) -> str:
     return h.hexdigest()
 
 
-def save_state(path: Path, model: GPT, trainer: Trainer) -> None:
-    """Write the state after `trainer.step` attempts; MiniLLMError where several objectives are trained, which it cannot hold."""
+def save_state(path: Path, model: Module, trainer: Trainer, attached: dict | None = None) -> None:
+    """Write the state after `trainer.step` attempts, with that of what was attached to the trainer, by name.
+
+    MiniLLMError where several objectives are trained, which it cannot hold.
+    """
     if trainer.others:
         raise MiniLLMError(f"a checkpoint holds one objective, this trainer has {1 + len(trainer.others)}: save the weights alone")
     objective, optimizer = trainer.objective, trainer.objective.optimizer
     arrays = {f"model/{name}": a for name, a in model.state_dict().items()}
     arrays |= {f"learned/{name}": t.data for name, t in objective.ops.learned.items()}
     arrays |= {f"optimizer/{slot}/{name}": a for slot, named in optimizer.state.items() for name, a in named.items()}
+    arrays |= {f"attached/{name}/{key}": a for name, part in (attached or {}).items() for key, a in part.state().items()}
     facts = {"version": VERSION, "shape": asdict(model.shape), "recipe": objective.ops.recipe.name, "step": trainer.step,
              "skipped": trainer.skipped, "in_a_row": trainer.in_a_row, "optimizer_steps": optimizer.steps,
              "loss_scaler": objective.scaler.state()}
@@ -78,7 +83,15 @@ def part(arrays: dict, prefix: str) -> dict:
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
 
-def load_model(path: Path, model: GPT, arrays: dict, facts: dict) -> None:
+def save_model(path: Path, model: Module | NGram) -> None:
+    """Write a model that is not to be trained further, as load_model reads it."""
+    arrays = {f"model/{name}": a for name, a in model.state_dict().items()}
+    if isinstance(model, Module):
+        arrays |= {f"learned/{name}": t.data for name, t in model.ops.learned.items()}
+    write_whole(path, as_file(arrays, {"version": VERSION, "shape": asdict(model.shape)}))
+
+
+def load_model(path: Path, model: Module, arrays: dict, facts: dict) -> None:
     """Weights and learned state into a model of the same shape."""
     there, here = facts["shape"], json.loads(json.dumps(asdict(model.shape)))                # tuples as the lists of a file
     if there != here:
@@ -90,8 +103,10 @@ def load_model(path: Path, model: GPT, arrays: dict, facts: dict) -> None:
         leaf.data = array                                    # where there is one already, an optimizer may own it
 
 
-def load_trainer(trainer: Trainer, arrays: dict, facts: dict) -> None:
-    """Moments, loss scale and position; the trainer's optimizer must own the model's parameters already."""
+def load_trainer(trainer: Trainer, arrays: dict, facts: dict, attached: dict | None = None) -> None:
+    """Moments, loss scale, position and what is attached; the trainer's optimizer must own the model's parameters already."""
+    for name, piece in (attached or {}).items():
+        piece.load(part(arrays, f"attached/{name}/"))
     optimizer = trainer.objective.optimizer
     for slot, named in optimizer.state.items():
         found = part(arrays, f"optimizer/{slot}/")

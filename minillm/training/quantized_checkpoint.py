@@ -1,4 +1,5 @@
 """A model of codes in one safetensors file: int8 as it is, narrower codes packed, and beside them what is no matrix."""
+import json
 from dataclasses import asdict
 
 import numpy as np
@@ -50,7 +51,7 @@ def float32_bytes(model: GPT) -> int:
 def load_quantized(model: GPT, arrays: dict[str, np.ndarray], facts: dict) -> GPT:
     """A float32 model with the file's codes in place of its matrices; everything else is taken over, too."""
     arrays = dict(part(arrays, "model/"))
-    if facts.get("shape") != asdict(model.shape):
+    if facts.get("shape") != json.loads(json.dumps(asdict(model.shape))):              # a file has lists for tuples
         raise damaged("a model", f"it is of shape {facts.get('shape')}, the run's configuration says {asdict(model.shape)}")
 
     def matrix_of(weight: Tensor) -> QuantizedMatrix | None:
