@@ -9,7 +9,7 @@ and smaller learning rates", and that hybrid and low-precision training "combine
 verdicts on seven such sentences, each with its number and the tutorial where it is measured.
 
 The texts to classify are the beginnings of encyclopedia articles in 11 classes, from the extra ``data``; without it
-the script takes generated reviews, and says so. On one core it takes about six minutes. With ``MINILLM_QUICK=1`` it
+the script takes generated reviews, and says so. On one core it takes about seven minutes. With ``MINILLM_QUICK=1`` it
 makes a few steps of everything, and what is asserted of trained models is asserted for the full run only.
 """
 
@@ -287,12 +287,30 @@ print(table(["step", "brings in float32", *(f"{recipe}, beyond that" for recipe 
              for stage in FROM]))
 whole = {recipe: [a - b for a, b in zip(chains[recipe]["in int8"], chains["float32"]["in int8"], strict=True)]
          for recipe in RECIPES[1:]}
-print("at the end above float32:", ", ".join(f"{recipe} {spread(values)}" for recipe, values in whole.items()))
+print("at the end beside float32:", ", ".join(f"{recipe} {spread(values)}" for recipe, values in whole.items()))
 
 assert all(len(between(recipe, stage)) == len(CHAINS) for recipe in RECIPES for stage in FROM)
 assert all(b == 0 for stage in FROM for b in between("float32", stage))
+if not QUICK and task.name == "topics":
+    for recipe in RECIPES:
+        assert fmean(brought(recipe, "ensemble")) > 0.03
+        assert fmean(brought(recipe, "student")) > 0.03
+        assert abs(fmean(brought(recipe, "in int8"))) < 0.005
+        assert all(abs(fmean(between(recipe, stage))) < 0.6 * stdev(brought("float32", stage))
+                   for stage in FROM if stage != "in int8")
+    assert max(abs(fmean(values)) for values in whole.values()) < 0.01
 
 # %% [markdown]
+# In float32 (where this was written) half the weights go while 100 further steps bring 0.024; three together bring
+# 0.058, and a student that has seen none of the labels keeps 0.053 of that, in one model, whose int8 codes cost
+# 0.001: 0.512 with 131,008 bytes, where a classifier from scratch has 0.458 with 484,652. Pre-training brings nothing
+# in 200 steps, -0.022 with a deviation of 0.042; how long it takes to pay is in tutorial 16.
+#
+# Under float16-mixed, bfloat16-mixed and int8-qat each step brings the same, give or take 0.008. Of the 15 differences
+# that is the largest, with a deviation of 0.009 over the seeds, and what the step itself brings has one of 0.014. At
+# the end the three lie 0.001 below, 0.001 above and 0.002 below float32. To have trained with int8 weights in mind is
+# not needed here: a float32 student loses no more when its weights become codes.
+#
 # Seven verdicts
 # --------------
 #
@@ -309,4 +327,6 @@ assert all(b == 0 for stage in FROM for b in between("float32", stage))
 #   and 0.593, none at all 0.611; at 0.6 47 % of its labels are wrong. Tutorial 18.
 # - "Multi-task training generalizes better": tutorial 17 has every task alone beside all together.
 # - "Ensembles are more accurate and more robust": TODO20 Tutorial 20.
-# - "Hybrid and low-precision training combine freely": TODO21 Here.
+# - "Hybrid and low-precision training combine freely": *holds* for pre-training, pruning,
+#   distillation and int8 weights under float16-mixed, bfloat16-mixed and int8-qat: no step brings less than in float32
+#   by more than 0.005, with a deviation of 0.013. Here.
