@@ -262,4 +262,16 @@ print(panels(lines, "figures/20-reviews.png", "Reviews told apart, with errors i
 
 assert all(len({lines[kind][who][1][0] for kind in TEXT_ERRORS}) == 1 for who in WHO)            # without errors all kinds are one
 if not QUICK:
-    assert lines["typos"]["one model"][1][0] > 0.85
+    for kind in TEXT_ERRORS:
+        one, three, student = (lines[kind][who][1] for who in WHO)
+        assert all(t > s > o > 0.7 for t, s, o in zip(three, student, one, strict=True))     # better at every rate
+        assert falls[kind, "three teachers"].mean() > falls[kind, "one model"].mean() - 0.01
+
+# %% [markdown]
+# The same again. Three classifiers as one tell 0.961 of the reviews apart, one alone 0.915 on average, and their student,
+# which saw no label, 0.948; at every rate of every error they stand in this order. But 30 % of mistyped words take 0.172
+# from the ensemble, 0.161 from one model and 0.182 from the student, with deviations of 0.005 to 0.043, and no kind of
+# error takes less from three than from one.
+#
+# "Ensembles are more accurate" *holds* for these. "Ensembles are more robust" *holds* as above, in that they are better
+# on text with errors, and *does not hold* in that errors do them less harm.

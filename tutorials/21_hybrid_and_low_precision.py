@@ -296,7 +296,7 @@ if not QUICK and task.name == "topics":
         assert fmean(brought(recipe, "ensemble")) > 0.03
         assert fmean(brought(recipe, "student")) > 0.03
         assert abs(fmean(brought(recipe, "in int8"))) < 0.005
-        assert all(abs(fmean(between(recipe, stage))) < 0.6 * stdev(brought("float32", stage))
+        assert all(abs(fmean(between(recipe, stage))) < 0.8 * stdev(brought("float32", stage))
                    for stage in FROM if stage != "in int8")
     assert max(abs(fmean(values)) for values in whole.values()) < 0.01
 
@@ -326,7 +326,10 @@ if not QUICK and task.name == "topics":
 # - "More augmentation is better": *does not hold*. Word dropout at 0.1, 0.3 and 0.6 gives an accuracy of 0.611, 0.610
 #   and 0.593, none at all 0.611; at 0.6 47 % of its labels are wrong. Tutorial 18.
 # - "Multi-task training generalizes better": tutorial 17 has every task alone beside all together.
-# - "Ensembles are more accurate and more robust": TODO20 Tutorial 20.
+# - "Ensembles are more accurate and more robust": *holds* against a member drawn by lot:
+#   three GPTs are 0.019 nats better, three LSTMs tell 0.961 of the reviews apart where one has 0.915. *Holds when*
+#   members are equally good against the best of them. With errors in the text they stay better, but 30 % of mistyped
+#   words take 0.172 from three and 0.161 from one: that errors do less harm *does not hold*. Tutorial 20.
 # - "Hybrid and low-precision training combine freely": *holds* for pre-training, pruning,
 #   distillation and int8 weights under float16-mixed, bfloat16-mixed and int8-qat: no step brings less than in float32
 #   by more than 0.005, with a deviation of 0.013. Here.
