@@ -258,7 +258,8 @@ for kind in TEXT_ERRORS:
         rows.append([kind, who, *(f"{right:.3f}" for right in each.mean(0)), f"{falls[kind, who].mean():.3f}",
                      f"{falls[kind, who].std(ddof=1):.3f}"])
 print(table(["errors", "model", *(f"{rate:.0%}" for rate in RATES), "fall", "deviation"], rows))
-print(panels(lines, "figures/20-reviews.png", "Reviews told apart, with errors in what is read", "words (%)", "accuracy (share)"))
+print(panels(lines, "figures/20-reviews.png", "Reviews told apart, with errors in what is read", "wrong words (%)",
+             "accuracy (share)"))
 
 assert all(len({lines[kind][who][1][0] for kind in TEXT_ERRORS}) == 1 for who in WHO)            # without errors all kinds are one
 if not QUICK:

@@ -17,7 +17,11 @@ def panels(curves: Mapping[str, Curves], path: PathLike, title: str, xlabel: str
         for part, (panel, lines) in zip(axes[0], curves.items(), strict=True):
             for name, (x, y) in lines.items():
                 part.plot(x, y, **looks[name].line, marker=looks[name].marker, markersize=5)
-            style.whole_ticks(part.xaxis)
+            points = sorted({at for x, _ in lines.values() for at in x})
+            if len(points) > 4:
+                style.whole_ticks(part.xaxis)
+            else:
+                part.set_xticks(points, [f"{at:g}" for at in points])
             part.set(title=style.shown(panel, 28), xlabel=xlabel)
         axes[0][0].set_ylabel(ylabel)
         figure.suptitle(style.shown(title), x=0.01, ha="left", fontsize=11)
