@@ -35,6 +35,7 @@ ABOUT = {
     "model": "gpt, seq2seq, bert, lstm or ngram",
     "task": "what is learned from examples, names with commas between: translation, reviews, ...",
     "sampling": "how often each of several tasks is drawn: size, uniform or a temperature",
+    "loss_weights": "how much a target of each of several tasks counts, numbers with commas between: 1,2,1",
     "strategy": "ways to get more out of the same training",
     "labels": "how many labels of a classification are known; 0: all", "pretrain_steps": "attempts of pre-training; 0: --steps",
     "sparsity": "share of the weights that pruning takes away", "members": "models of an ensemble, teachers of a distillation",
@@ -86,11 +87,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def strategies(command: str) -> str:
-    """How a command takes the names of strategies."""
-    from minillm.experiments.kinds import KINDS
-    names = dict.fromkeys(name for kind in KINDS.values() for name in kind.strategies)
+    """How a command takes the names of strategies, and which there are."""
+    from minillm.experiments.strategies import STRATEGIES
     how = "each beside the run without it, A,B both at once" if command.endswith("compare") else "all together"
-    return f"{how}: {', '.join(names)}"
+    return f"{how}: " + "; ".join(f"{name} ({strategy.about})" for name, strategy in STRATEGIES.items())
 
 
 def given_options(arguments: argparse.Namespace) -> dict:

@@ -26,9 +26,10 @@ from minillm.bench import measure, rowwise
 from minillm.conversion import awq, convert, gptq, integer_model, trained
 from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
+from minillm.experiments.data import TaskData
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, robustness, self_training, structure
-from minillm.models import bert, decoding, gan, gpt, ngram, torch_file
+from minillm.models import bert, decoding, gan, gpt, ngram, seq2seq, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -437,6 +438,12 @@ MUTANTS = [
            "real_tasks.examples_about_one_subject_stay_together"),
     Mutant("held-out examples teach a class, too", examples.Task._check_labels, "for example in self.train}",
            "for example in (*self.train, *self.held_out)}", "tasks.a_class_that_is_only_held_out_cannot_be_learned"),
+    Mutant("the weight of a loss forgotten", seq2seq.weighted_targets, "* weights", "* np.ones_like(weights)",
+           "many_tasks.a_weight_reaches_the_gradients_of_its_examples"),
+    Mutant("every group has all targets", seq2seq.Seq2Seq.weighted, "group[:, None], targets", "targets != NO_TARGET, targets",
+           "many_tasks.a_weight_reaches_the_gradients_of_its_examples"),
+    Mutant("micro-batches by number, not by weight", TaskData.targets, "if self.weights", "if False",
+           "many_tasks.weighted_micro_batches_are_one_big_batch"),
     Mutant("BLEU's smoothing does not halve again", scores.smoothed, "halves / 2", "0.5", "scores.bleu_by_hand"),
 ]
 

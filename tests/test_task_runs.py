@@ -28,7 +28,7 @@ COPY = task("copy", "exact_match", str, ">", WORDS[:20], WORDS[20:])
 REVERSE = task("reverse", "exact_match", lambda word: word[::-1], "<", WORDS[:10], WORDS[20:])
 CLASSES = task("first", "accuracy", lambda word: word[0], "", map(" ".join, WORDS), map(" ".join, WORDS[::4]),
                classes=("a", "b", "c"), unit="word")
-SIZE = ("--layers", "1", "--heads", "2", "--channels", "16", "--batch", "8", "--context", "12", "--quiet", "--json")
+SIZE = ("--layers", "1", "--heads", "2", "--channels", "16", "--batch", "8", "--context", "16", "--quiet", "--json")
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,18 @@ def test_several_tasks_in_one_model_have_scores_of_their_own(say, tmp_path):
     assert json.loads(say("evaluate", tmp_path / "run", "--json")[1])["metrics"].keys() == {"copy", "reverse"}
 
 
+def test_loss_weights_change_what_is_learned_from_the_same_batches(say, tmp_path):
+    def losses(*more):
+        run, tasks = tmp_path / f"run{len(more)}", ("--task", "copy,reverse")
+        argv = ("train", "--model", "seq2seq", *tasks, "--accumulate", 2, "--steps", 3, "--out", run, *more, *SIZE)
+        assert say(*argv)[0] == 0
+        return [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    plain, weighted = losses(), losses("--loss-weights", "1,5")
+    assert plain[0] != weighted[0]
+    assert plain[2] != weighted[2]
+
+
 @pytest.mark.parametrize("model", ["bert", "lstm"])
 @pytest.mark.parametrize("recipe", ["float32", "float16-mixed", "bfloat16-mixed", "int8-qat"])
 def test_a_classifier_learns_the_class(say, tmp_path, recipe, model):
@@ -82,6 +94,7 @@ def test_a_classifier_learns_the_class(say, tmp_path, recipe, model):
     (("--model", "ngram", "--task", "copy"), "--model ngram cannot learn copy: choose --model seq2seq\n"),
     (("--model", "seq2seq", "--task", "copy", "--context", "4"), "a text of copy has 5 tokens, the context is 4: give --context 5"),
     (("--model", "seq2seq", "--task", "copy", "--sampling", "-1"), "sampling is '-1'"),
+    (("--model", "seq2seq", "--task", "copy,reverse", "--loss-weights", "1"), "for 2 tasks: give one for each"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_is_said_in_one_line(say, tmp_path, argv, says):
     code, out, err = say("train", "--out", tmp_path / "run", *argv)

@@ -12,7 +12,7 @@ from minillm.training.scores import SCORES
 GENERATED = {
     "translation": (60_000, 7_500, 48, 42, 0.001),
     "summarization": (20_000, 1_000, 97, 13, 0.04),
-    "question-answering": (20_000, 1_000, 83, 4, 0.12),
+    "question-answering": (20_000, 1_000, 126, 4, 0.14),
     "dialogue": (20_000, 1_000, 122, 25, 0.05),
 }
 REAL = {

@@ -9,7 +9,7 @@ and smaller learning rates", and that hybrid and low-precision training "combine
 verdicts on seven such sentences, each with its number and the tutorial where it is measured.
 
 The texts to classify are the beginnings of encyclopedia articles in 11 classes, from the extra ``data``; without it
-the script takes generated reviews, and says so. On one core it takes about seven minutes. With ``MINILLM_QUICK=1`` it
+the script takes generated reviews, and says so. On one core it takes about eight minutes. With ``MINILLM_QUICK=1`` it
 makes a few steps of everything, and what is asserted of trained models is asserted for the full run only.
 """
 
@@ -17,6 +17,7 @@ makes a few steps of everything, and what is asserted of trained models is asser
 import dataclasses
 import math
 import os
+from collections import Counter
 from functools import partial
 from statistics import fmean, stdev
 
@@ -147,7 +148,7 @@ if not QUICK:
 # - a classifier from scratch, for comparison, on 100 labels;
 # - an encoder that has guessed hidden words of all the texts first, then learned from the same 100 labels;
 # - half of its weights taken away, two of each four, while it learns on;
-# - three of these as one, those of the other seeds;
+# - three of these as one, those of the other seeds (so that the spread of ensembles is small: they share members);
 # - a student, pre-trained as they were, that learns the probabilities of these three on texts without labels;
 # - the student with its weights as int8 codes.
 
@@ -174,8 +175,8 @@ assert texts.shape == (len(labels), context)
 
 # %%
 GUESSING, STEPS = (2, 2) if QUICK else (200, 100)
-RECIPES = ("float32", "int8-qat") if QUICK else ("float32", "float16-mixed", "bfloat16-mixed", "int8-qat")
-CHAINS = range(4)
+RECIPES = ("float32", "int8-qat") if QUICK else ("float32", "float16-mixed", "bfloat16-mixed", "int8-qat", "bitnet-b1.58")
+CHAINS, SKIPPED = range(4), Counter()
 
 
 def new(recipe, seed):
@@ -206,6 +207,7 @@ def tuned(model, seed, sparse=False):
     if sparse:
         prune(model, trainer, pattern="2:4", every=2)
     finish(trainer)
+    SKIPPED[model.ops.recipe.name] += trainer.skipped
     return model
 
 
@@ -257,6 +259,8 @@ print(table(["accuracy", *RECIPES], [[stage, *(shown(chains[recipe][stage]) for 
                for i, model in enumerate(("student", "same in int8"))]))
 print(stages(chains, "figures/21-chain.png", f"Everything in a row, {len(CHAINS)} seeds", "accuracy (share of right)"))
 
+print("steps on labels that were skipped:", dict(SKIPPED))
+
 assert all(0 <= value <= 1 for found in chains.values() for values in found.values() for value in values)
 assert all(after < before / 3 for before, after in sizes.values())
 
@@ -292,13 +296,14 @@ print("at the end beside float32:", ", ".join(f"{recipe} {spread(values)}" for r
 assert all(len(between(recipe, stage)) == len(CHAINS) for recipe in RECIPES for stage in FROM)
 assert all(b == 0 for stage in FROM for b in between("float32", stage))
 if not QUICK and task.name == "topics":
-    for recipe in RECIPES:
+    for recipe in RECIPES[:4]:
         assert fmean(brought(recipe, "ensemble")) > 0.03
         assert fmean(brought(recipe, "student")) > 0.03
         assert abs(fmean(brought(recipe, "in int8"))) < 0.005
         assert all(abs(fmean(between(recipe, stage))) < 0.8 * stdev(brought("float32", stage))
                    for stage in FROM if stage != "in int8")
-    assert max(abs(fmean(values)) for values in whole.values()) < 0.01
+    assert max(abs(fmean(whole[recipe])) for recipe in RECIPES[1:4]) < 0.01
+    assert max(between("bitnet-b1.58", "in int8")) < -0.03
 
 # %% [markdown]
 # In float32 (where this was written) half the weights go while 100 further steps bring 0.024; three together bring
@@ -306,10 +311,16 @@ if not QUICK and task.name == "topics":
 # 0.001: 0.512 with 131,008 bytes, where a classifier from scratch has 0.458 with 484,652. Pre-training brings nothing
 # in 200 steps, -0.022 with a deviation of 0.042; how long it takes to pay is in tutorial 16.
 #
-# Under float16-mixed, bfloat16-mixed and int8-qat each step brings the same, give or take 0.008. Of the 15 differences
-# that is the largest, with a deviation of 0.009 over the seeds, and what the step itself brings has one of 0.014. At
-# the end the three lie 0.001 below, 0.001 above and 0.002 below float32. To have trained with int8 weights in mind is
-# not needed here: a float32 student loses no more when its weights become codes.
+# Under float16-mixed, bfloat16-mixed and int8-qat each step brings the same, give or take 0.008. Of these 15
+# differences that is the largest, with a deviation of 0.009 over the seeds, and what the step itself brings has one of
+# 0.014. At the end the three lie 0.001 below, 0.001 above and 0.002 below float32. float16-mixed differs most, though
+# its digits are the finest of the three: it alone skips steps, until its loss scale has come down. To have trained with
+# int8 weights in mind is not needed here: a float32 student loses no more when its weights become codes.
+#
+# bitnet-b1.58 is another matter. It begins higher, 0.528 from scratch, since it normalizes what goes into its linears.
+# But three together bring 0.026 less than in float32, with a deviation of 0.019, the student 0.039 less with 0.018, and
+# int8 codes cost it 0.052 more with 0.007: they hold the weights that were kept, not the three values that training
+# made of them, and know nothing of the normalization. It ends at 0.479, below where it began.
 #
 # Seven verdicts
 # --------------
@@ -330,6 +341,7 @@ if not QUICK and task.name == "topics":
 #   three GPTs are 0.019 nats better, three LSTMs tell 0.961 of the reviews apart where one has 0.915. *Holds when*
 #   members are equally good against the best of them. With errors in the text they stay better, but 30 % of mistyped
 #   words take 0.172 from three and 0.161 from one: that errors do less harm *does not hold*. Tutorial 20.
-# - "Hybrid and low-precision training combine freely": *holds* for pre-training, pruning,
-#   distillation and int8 weights under float16-mixed, bfloat16-mixed and int8-qat: no step brings less than in float32
-#   by more than 0.005, with a deviation of 0.013. Here.
+# - "Hybrid and low-precision training combine freely": *holds* for pre-training, pruning, ensembles, distillation and
+#   int8 weights under float16-mixed, bfloat16-mixed and int8-qat: no step brings less than in float32 by more than
+#   0.005, with a deviation of 0.013. *Does not hold* for bitnet-b1.58, to which int8 codes cost 0.052 more than to
+#   float32, with a deviation of 0.007, and a student brings 0.039 less, with 0.018. Here.

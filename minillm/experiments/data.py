@@ -10,7 +10,7 @@ import numpy as np
 
 from minillm.data.batches import check_long_enough, random_batch, window_batches
 from minillm.data.corpora import Corpus, load_corpus, load_text
-from minillm.data.mixing import Mixture
+from minillm.data.mixing import Mixture, loss_weights, prefixed
 from minillm.data.special import NO_TARGET, SPECIAL
 from minillm.data.tasks import Example, Task, load_task
 from minillm.data.tokenizers import TOKENIZERS, CharTokenizer, Tokenizer
@@ -20,6 +20,7 @@ from minillm.experiments.options import TrainOptions
 from minillm.hybrid.augmentation import Augmented
 from minillm.hybrid.labels import few_labels
 from minillm.models.ngram import NGram
+from minillm.models.seq2seq import weighted_targets
 from minillm.nn import Module
 from minillm.training.evaluation import EVALUATION_BATCH, mean_loss, validation_loss
 from minillm.training.readers import LabelReader, PairReader
@@ -85,20 +86,22 @@ class TaskData:
     reader: PairReader | LabelReader
     mixture: Mixture | Augmented
     digest: str
+    weights: tuple[float, ...] = ()          # how much a target of each task counts; none where all count alike
     unlabelled: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.tasks[0].classes
 
-    @staticmethod
-    def targets(*batch) -> int:
-        """How many of a batch's targets count."""
-        return int((batch[-1] != NO_TARGET).sum())
+    def targets(self, *batch) -> float:
+        """How many of a batch's targets count, each as often as its weight says."""
+        return weighted_targets(*batch[-2:]).sum(dtype=np.float32).item() if self.weights else int((batch[-1] != NO_TARGET).sum())
 
     def batch(self, options: TrainOptions, step: int, micro: int) -> tuple:
         """Random examples of the training parts, the same for every recipe."""
-        return self.reader.batch(self.mixture.batch(options.batch, (options.seed, step, micro)))
+        drawn = self.mixture.draw(options.batch, (options.seed, step, micro))
+        weights = [np.array([self.weights[t] for t, _ in drawn], np.float32)] if self.weights else []       # (B,) f32
+        return *self.reader.batch([example for _, example in drawn]), *weights
 
     def calibration(self, options: TrainOptions, windows: int) -> list[tuple]:
         """Examples to train on, drawn by the run's seed, a few at a time."""
@@ -172,6 +175,8 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
             raise MiniLLMError(f"--model {options.model} cannot learn {task.name}: choose --model {' or '.join(able)}")
     if kind.classes and len(tasks) > 1:
         raise MiniLLMError(f"--task {options.task}: {options.model} has the classes of one task, name one")
+    if len(tasks) > 1:
+        tasks = [prefixed(task) for task in tasks]
     tokenizer = tokenizer or train_tokenizer(options, tasks)
     reader = kind.reader(tokenizer, options.context, tasks[0].classes)
     for task in tasks:
@@ -179,7 +184,8 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
     known, unlabelled = digest_of(tasks), ()
     if options.labels:
         tasks[0], unlabelled = few_of(tasks[0], options)
-    return TaskData(tokenizer, tasks, reader, Mixture([task.train for task in tasks], options.sampling), known, unlabelled)
+    mixture, weights = Mixture([task.train for task in tasks], options.sampling), loss_weights(options.loss_weights, len(tasks))
+    return TaskData(tokenizer, tasks, reader, mixture, known, weights, unlabelled)
 
 
 def few_of(task: Task, options: TrainOptions) -> tuple[Task, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minillm.backend import memory_bytes
 from minillm.data.corpora import CORPORA
-from minillm.data.mixing import temperature
+from minillm.data.mixing import loss_weights, temperature
 from minillm.data.tasks import TASKS
 from minillm.data.tokenizers import TOKENIZERS
 from minillm.errors import MiniLLMError, unknown
@@ -33,8 +33,9 @@ LEAST = {"layers": 1, "heads": 1, "channels": 1, "context": 1, "batch": 1, "step
 class TrainOptions:
     """What `minillm train` takes. Defaults: nanoGPT's small CPU configuration, 0.8 M parameters, 2000 steps of 12 x 64 tokens.
 
-    `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn.
-    `strategy`: likewise, of minillm.experiments.strategies; `labels`: how many of a classification are kept, 0 for all.
+    `task`: names with commas between, none for a text to continue; `sampling` says how often each of several is drawn,
+    `loss_weights` how much a target of each counts.
+    `strategy`: names likewise, of minillm.experiments.strategies; `labels`: how many of a classification are kept, 0 for all.
     `products`: "recipe", or an accumulator ("float16/chunked_64") for all products in place of the recipe's.
     `loss_scale`: "recipe", "dynamic", the name of a published scaler or a number (static); the fields after it settle a
     dynamic one. `eps` 0 means the recipe's.
@@ -75,6 +76,7 @@ class TrainOptions:
     model: str = "gpt"
     task: str = ""
     sampling: str = "size"
+    loss_weights: str = ""
     strategy: str = ""
     labels: int = 0
     pretrain_steps: int = 0
@@ -113,6 +115,7 @@ class TrainOptions:
     def check_tasks(self) -> None:
         """Tasks that there are, each once, and one at least for a model that learns from examples."""
         temperature(self.sampling)
+        loss_weights(self.loss_weights, len(self.tasks))
         for name in self.tasks:
             if name not in TASKS:
                 raise unknown("task", name, TASKS)
@@ -137,6 +140,8 @@ class TrainOptions:
                 raise MiniLLMError(f"--strategy {both[0]} and {both[1]} exclude each other: choose one")
         if "self-train" in chosen and not self.labels:
             raise MiniLLMError("--strategy self-train needs texts whose label is not known: say by --labels how many are")
+        if self.loss_weights and "distill" in chosen:
+            raise MiniLLMError("--strategy distill has a loss of its own, which knows no --loss-weights: drop one of them")
         if self.labels and not KINDS[self.model].classes:
             raise MiniLLMError(f"--labels {self.labels}: only classifications have labels to leave out, drop it or choose --model "
                                f"{' or '.join(name for name, kind in KINDS.items() if kind.classes)}")
@@ -171,7 +176,9 @@ def names_in(text: str) -> list[str]:
 def options_for(given: dict) -> TrainOptions:
     """Options that were named, and for the others the defaults of this model and these tasks."""
     kind = KINDS.get(given.get("model", "gpt"), KINDS["gpt"])                  # an unknown one is refused by TrainOptions
-    return TrainOptions(**{"task": kind.task} | kind.defaults | given)
+    task = given.get("task", kind.task)
+    own = kind.of_task.get("several" if "," in task else task, {})
+    return TrainOptions(**{"task": task} | kind.defaults | own | given)
 
 
 def check_type(name: str, value, type_: type) -> None:

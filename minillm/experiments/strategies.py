@@ -5,6 +5,7 @@ loss, or have the last word after the last step. What it does is a pure function
 anew and goes on as if it had never stopped; what has changed since then is in the checkpoint.
 """
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -83,6 +84,8 @@ def self_train(run: Run, quiet: bool) -> None:
     teacher, = trained(run, 1, {"pretrain"}, "teacher", quiet)
     rows, labels = pseudo_labels(teacher, run.data.reader.ids(run.data.unlabelled), SURE)
     own = [Example(run.data.unlabelled[i], run.data.classes[k]) for i, k in zip(rows, labels, strict=True)]
+    if not quiet:
+        print(f"self-train: sure of {len(own):,} of {len(run.data.unlabelled):,} texts", file=sys.stderr)
     if own:
         use(run, Mixture([run.data.tasks[0].train, own], "uniform"))
 

@@ -68,9 +68,13 @@ class Augmented:
 
     def batch(self, size: int, key: tuple[int, int, int]) -> list[Example]:
         """As a Mixture's: a pure function of (seed, step, micro-batch)."""
-        rng, examples = np.random.default_rng((len(key), *key, 1)), self.mixture.batch(size, key)
-        return [Example(self.changes[rng.integers(len(self.changes))](e.source, int(rng.integers(2**63)), self.rate), e.target)
-                for e in examples]
+        return [example for _, example in self.draw(size, key)]
+
+    def draw(self, size: int, key: tuple[int, int, int]) -> list[tuple[int, Example]]:
+        """The same, each with the number of its task."""
+        rng = np.random.default_rng((len(key), *key, 1))
+        return [(t, Example(self.changes[rng.integers(len(self.changes))](e.source, int(rng.integers(2**63)), self.rate), e.target))
+                for t, e in self.mixture.draw(size, key)]
 
 
 def back_translated(texts: Sequence[str], answer: Callable[[list[str]], list[str]], here: str = "en",

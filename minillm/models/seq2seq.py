@@ -7,6 +7,7 @@ from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
 from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.errors import MiniLLMError
+from minillm.formats import FLOAT32
 from minillm.models.gpt import GPTShape
 from minillm.nn import MLP, Attention, CrossAttention, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module, SelfAttention
 from minillm.precision.recipe import Ops, Recipe
@@ -118,8 +119,20 @@ class Seq2Seq(Module):
         """Mean cross-entropy in nats of the targets (B,T) that are not NO_TARGET."""
         return ops.cross_entropy(logits, targets, ignore=NO_TARGET)
 
-    def loss(self, source: np.ndarray, ids: np.ndarray, targets: np.ndarray) -> Tensor:
-        return self.criterion(self.ops, self(source, ids), targets)
+    def loss(self, source: np.ndarray, ids: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> Tensor:
+        """Mean over the targets of a batch; with `weights` (B,) f32 each counts as often as its example's says."""
+        logits = self(source, ids)
+        return self.criterion(self.ops, logits, targets) if weights is None else self.weighted(logits, targets, weights)
+
+    def weighted(self, logits: Tensor, targets: np.ndarray, weights: np.ndarray) -> Tensor:
+        """The mean of each group of one weight, by the group's part in the sum of all weights."""
+        counts = weighted_targets(targets, weights)                            # (B,) f32
+        total, parts = counts.sum(dtype=np.float32), []
+        for weight in np.unique(weights[counts > 0]):
+            group = weights == weight                                          # (B,) bool
+            loss = self.criterion(self.ops, logits, np.where(group[:, None], targets, np.int32(NO_TARGET)))
+            parts.append(self.ops.cast(loss, FLOAT32) * float(counts[group].sum(dtype=np.float32) / total))
+        return sum(parts[1:], parts[0])
 
     def greedy(self, source: np.ndarray) -> np.ndarray:
         """The most likely token, again and again: sources (B,S) -> answers (B,T) int32, with END and then PAD behind them."""
@@ -157,6 +170,11 @@ class Seq2Seq(Module):
 
     def new_caches(self) -> list[KeyValueCache]:
         return [KeyValueCache(self.shape.context) for _ in range(self.shape.layers)]
+
+
+def weighted_targets(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What the targets (B,T) of each example count together: their number times its weight, (B,) f32."""
+    return (targets != NO_TARGET).sum(1, dtype=np.int32).astype(np.float32) * weights
 
 
 def best_ends(total: np.ndarray) -> list[int]:
