@@ -9,7 +9,7 @@ and smaller learning rates", and that hybrid and low-precision training "combine
 verdicts on seven such sentences, each with its number and the tutorial where it is measured.
 
 The texts to classify are the beginnings of encyclopedia articles in 11 classes, from the extra ``data``; without it
-the script takes generated reviews, and says so. On one core it takes about eight minutes. With ``MINILLM_QUICK=1`` it
+the script takes generated reviews, and says so. On one core it takes six to eight minutes. With ``MINILLM_QUICK=1`` it
 makes a few steps of everything, and what is asserted of trained models is asserted for the full run only.
 """
 
@@ -317,7 +317,7 @@ if not QUICK and task.name == "topics":
 # its digits are the finest of the three: it alone skips steps, until its loss scale has come down. To have trained with
 # int8 weights in mind is not needed here: a float32 student loses no more when its weights become codes.
 #
-# bitnet-b1.58 is another matter. It begins higher, 0.528 from scratch, since it normalizes what goes into its linears.
+# bitnet-b1.58 is another matter. It begins higher, 0.528 from scratch, perhaps because it normalizes what goes into its linears.
 # But three together bring 0.026 less than in float32, with a deviation of 0.019, the student 0.039 less with 0.018, and
 # int8 codes cost it 0.052 more with 0.007: they hold the weights that were kept, not the three values that training
 # made of them, and know nothing of the normalization. It ends at 0.479, below where it began.
