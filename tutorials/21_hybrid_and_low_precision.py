@@ -125,9 +125,9 @@ if not QUICK:
 
 # %% [markdown]
 # "Low precision wants larger batches": *does not hold* here. The same tokens in small batches are more steps, and with
-# each recipe the batch of 2 is best, by 0.14 nats and more over that of 6. What one recipe does lose less of with a
-# larger batch is what bfloat16-pure loses: at a rate of 0.001 it is 0.062 nats above float32 with a batch of 2, 0.051
-# with 6 and 0.016 with 18 (the last two of one seed), since it makes fewer updates that can be rounded away.
+# each recipe the batch of 2 is best, by 0.14 nats and more over that of 6, which has one seed. Only bfloat16-pure loses
+# less with a larger batch: at a rate of 0.001 it is 0.062 nats above float32 with a batch of 2, 0.051 with 6 and 0.016
+# with 18, since it makes fewer updates that can be rounded away.
 #
 # "And smaller learning rates": *holds when* low precision is noise in the forward pass. bitnet-b1.58, where a small
 # move of a weight turns 0 into s, is best at half of float32's rate. It *does not hold* for float16-mixed, best at the
@@ -136,8 +136,9 @@ if not QUICK:
 #
 # "Low precision does not noticeably hurt": *holds when* weights are kept in float32 and products are of 16 bits.
 # float16-mixed is 0.001 below float32 at a rate of 0.001, with a deviation of 0.001 over three seeds; at higher rates,
-# where runs with other seeds differ by more, so do these two, but in no direction. It *does not hold* for bfloat16-pure,
-# 0.036 above float32 with a deviation of 0.008, or bitnet-b1.58, 0.157 with 0.016, each at its own best rate.
+# where runs with other seeds differ by more, so do these two, but in no direction. It *does not hold* for
+# bfloat16-pure, 0.036 above float32 with a deviation of 0.008, or bitnet-b1.58, 0.157 with 0.016, each at its own best
+# rate.
 
 # %% [markdown]
 # The chain
@@ -317,10 +318,10 @@ if not QUICK and task.name == "topics":
 # its digits are the finest of the three: it alone skips steps, until its loss scale has come down. To have trained with
 # int8 weights in mind is not needed here: a float32 student loses no more when its weights become codes.
 #
-# bitnet-b1.58 is another matter. It begins higher, 0.528 from scratch, perhaps because it normalizes what goes into its linears.
-# But three together bring 0.026 less than in float32, with a deviation of 0.019, the student 0.039 less with 0.018, and
-# int8 codes cost it 0.052 more with 0.007: they hold the weights that were kept, not the three values that training
-# made of them, and know nothing of the normalization. It ends at 0.479, below where it began.
+# bitnet-b1.58 is another matter. It begins higher, 0.528 from scratch, perhaps because it normalizes what goes into its
+# linears. But three together bring 0.026 less than in float32, with a deviation of 0.019, the student 0.039 less with
+# 0.018, and int8 codes cost it 0.052 more with 0.007: they hold the weights that were kept, not the three values that
+# training made of them, and know nothing of the normalization. It ends at 0.479, below where it began.
 #
 # Seven verdicts
 # --------------
