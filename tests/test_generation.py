@@ -17,7 +17,7 @@ from minillm.bench import torch_gpt
 from minillm.conversion.int8_model import WEIGHTS, in_weights, weight_bytes
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT16, FLOAT32
-from minillm.models.decoding import Decoder
+from minillm.models.decoding import Decoder, table
 from minillm.models.gpt import GPT
 from minillm.nn.caches import Int8Rows, KeyValueCache, Rows
 from minillm.nn.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedMatrix
@@ -211,7 +211,7 @@ def test_the_compiled_int8_layer_has_the_bits_of_numpys(kernel, N, K, biased, mo
 PROGRAM = """
 import hashlib, numpy as np
 from minillm.conversion.int8_model import WEIGHTS, in_weights
-from minillm.models.decoding import Decoder
+from minillm.models.decoding import Decoder, table
 from minillm.models.gpt import GPT, GPTShape
 from minillm.recipes import PRESETS
 model = GPT(GPTShape(300, 1, 4, 256, 160), PRESETS["float32"])
@@ -401,12 +401,19 @@ def test_int8_tokens_have_the_logits_of_an_int8_pass():
 
 
 def test_rows_of_an_int8_table_have_their_own_scales():
-    table = np.array([[1, -2], [100, 50], [0, 0]], np.float32)
-    codes, scale = codes_of_rows(table)
+    exact = np.array([[1, -2], [100, 50], [0, 0]], np.float32)
+    codes, scale = codes_of_rows(exact)
     rows = QuantizedEmbedding(None, int8_matrix(codes, scale[:, 0]))(np.array([[2, 1], [0, 0]])).data
-    assert (abs(rows - table[[[2, 1], [0, 0]]]) <= scale[[[2, 1], [0, 0]]] / 2).all()
+    assert (abs(rows - exact[[[2, 1], [0, 0]]]) <= scale[[[2, 1], [0, 0]]] / 2).all()
     with pytest.raises(MiniLLMError, match=r"ids must lie in 0 \.\.\. 2"):
         QuantizedEmbedding(None, int8_matrix(codes, scale[:, 0]))(np.array([3]))
+
+
+def test_a_token_finds_the_row_of_an_int8_table():
+    codes, scale = codes_of_rows(np.random.default_rng(0).standard_normal((5, 33), np.float32))
+    embedding = QuantizedEmbedding(None, int8_matrix(codes, scale[:, 0]))
+    row_of = table(embedding, None)
+    assert [row_of(i).tobytes() for i in range(5)] == [embedding.matrix.rows(np.array(i)).tobytes() for i in range(5)]
 
 
 def test_what_cannot_be_converted_or_trained_is_refused():

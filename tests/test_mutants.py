@@ -330,6 +330,8 @@ MUTANTS = [
            "generation.no_text_is_made_with_the_weights_of_yesterday", ("float16-mixed", "off")),
     Mutant("a compiled token stands too early", decoding.Decoder.after_one, "self.positions(position)",
            "self.positions(position - 1)", "generation.a_compiled_token_has_the_logits_of_a_whole_pass", ("float32", True)),
+    Mutant("a table's row without its scale", decoding.table, "codes[i] * scale[i]", "codes[i] * scale[0]",
+           "generation.a_token_finds_the_row_of_an_int8_table"),
     Mutant("scales of the wrong rows", QuantizedMatrix.apply, "(scale * self.weight.scale)", "(scale * self.weight.scale[::-1])",
            "generation.int8_products_are_exact", ("off", 32)),
     Mutant("of an int8 product only the last part", int8_products.int8_product, "total = total + part", "total = part",

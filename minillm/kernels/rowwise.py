@@ -41,12 +41,12 @@ def _layer_norm(task, each, rows, C, x, gain, shift, eps, y, mean, rstd):
             sums = in_every_lane(ZERO)
             for j in range(0, C, LANES):
                 fetch_ahead(x, i * C + j + AHEAD)
-                fetch_ahead_to_write(y, i * C + j)
                 sums = sums + read(x, i * C + j, C - j, ZERO)
             mean[i] = total(sums) / np.float32(C)
         for i in range(first, stop):
             squares, m = in_every_lane(ZERO), mean[i]
             for j in range(0, C, LANES):
+                fetch_ahead_to_write(y, i * C + j)             # in the loop above, which waits for memory, it costs a sixth
                 c = read(x, i * C + j, C - j, m) - m
                 squares = fused(c, c, squares)
             rstd[i] = ONE / np.sqrt(total(squares) / np.float32(C) + eps)
@@ -73,7 +73,6 @@ def _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshi
             for j in range(0, C, LANES):
                 fetch_ahead(g, i * C + j + AHEAD)
                 fetch_ahead(x, i * C + j + AHEAD)
-                fetch_ahead_to_write(dx, i * C + j)
                 gj, normal = read(g, i * C + j, C - j, ZERO), (read(x, i * C + j, C - j, m) - m) * r
                 h = gj * read(gain, j, C - j, ZERO)
                 along, across = along + h, fused(h, normal, across)
@@ -84,6 +83,7 @@ def _layer_norm_vjp(task, each, rows, C, g, x, gain, mean, rstd, dx, dgain, dshi
             for i in range(first, stop):
                 gj, normal = read(g, i * C + j, C - j, ZERO), (read(x, i * C + j, C - j, mean[i]) - mean[i]) * rstd[i]
                 with_normal, alone = fused(gj, normal, with_normal), alone + gj
+                fetch_ahead_to_write(dx, i * C + j)            # likewise: a tenth
                 write(dx, i * C + j, C - j, (gj * gains - a[i - first] - normal * b[i - first]) * rstd[i])
             write(dgain, task * C + j, C - j, with_normal)
             write(dshift, task * C + j, C - j, alone)

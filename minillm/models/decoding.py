@@ -90,7 +90,10 @@ def rows_of(rows: Rows | Int8Rows) -> np.ndarray | tuple:
 def table(embedding: Module, seen: FirstPass) -> Callable[[int], np.ndarray]:
     """A row (C,) of an embedding by its id."""
     if isinstance(embedding, QuantizedEmbedding):
-        return lambda i: embedding.matrix.rows(np.array(i))
+        if not embedding.plain_int8:
+            return lambda i: embedding.matrix.rows(np.array(i))
+        codes, scale = embedding.codes, embedding.scale                        # two ways through `matrix` take a third of a token
+        return lambda i: codes[i] * scale[i]
     weight, = seen.inputs[embedding.place, "embedding"]
     return lambda i: weight.data[i]
 
