@@ -28,7 +28,7 @@ from minillm.data import examples, numbers, real
 from minillm.errors import MiniLLMError
 from minillm.experiments.data import TaskData
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
-from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, self_training, structure
+from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, robustness, self_training, structure
 from minillm.models import bert, decoding, gan, gpt, ngram, seq2seq, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
@@ -414,6 +414,10 @@ MUTANTS = [
            "strategy_runs.texts_of_another_length_are_filled_up"),
     Mutant("a sum of probabilities, not a mean", ensemble.mean_probabilities, "total / np.float32(len(models))", "total",
            "ensemble.probabilities_are_the_mean_of_softmaxes", ("float32",)),
+    Mutant("errors in the other words", robustness.text_with_errors, "< rate)", ">= rate)",
+           "text_errors.about_as_many_words_have_an_error_as_asked", ("typos",)),
+    Mutant("all texts have the same errors", robustness.accuracy_under_errors, "(seed, i)", "seed",
+           "text_errors.accuracy_is_that_of_texts_with_errors"),
     Mutant("all hidden words are masked", masking.masked, "fate < HIDDEN,", "fate < 1,",
            "pretraining.of_the_words_a_share_is_chosen_and_of_these_most_are_masked_some_replaced_some_left"),
     Mutant("nothing moves over", pretraining.carry_over, "own[name].data = ", "_ = ",

@@ -15,19 +15,29 @@ With ``MINILLM_QUICK=1`` they train for 20 steps, and what is asserted of losses
 # %%
 import dataclasses
 import os
+from functools import partial
 from statistics import fmean, stdev
 
 import numpy as np
 
+from minillm.data import reviews
+from minillm.data.batches import random_rows
+from minillm.data.tasks import load_task
+from minillm.data.words import WordTokenizer
 from minillm.experiments.data import load_data
 from minillm.experiments.options import TrainOptions
 from minillm.experiments.running import follow, new_run
 from minillm.experiments.tables import table
 from minillm.hybrid.distillation import distill
-from minillm.hybrid.ensemble import Average, mean_probabilities, scores, soup
-from minillm.hybrid.robustness import ERRORS, with_errors
+from minillm.hybrid.ensemble import Average, Ensemble, mean_probabilities, scores, soup
+from minillm.hybrid.phases import Phase, finish
+from minillm.hybrid.robustness import ERRORS, TEXT_ERRORS, accuracy_under_errors, with_errors
+from minillm.models.lstm import LSTMClassifier, LSTMShape
 from minillm.plotting.hybrid import panels
 from minillm.plotting.quantized_training import by_seed
+from minillm.recipes import recipe_named
+from minillm.training.readers import LabelReader
+from minillm.training.trainer import Schedule
 
 QUICK = os.environ.get("MINILLM_QUICK") == "1"
 STEPS, MEMBERS = (20, 4) if QUICK else (200, 5)
@@ -207,3 +217,62 @@ if not QUICK:
 #
 # "Ensembles are more robust": *holds* if it means better on text with errors, *does not hold* if it means that errors
 # do them less harm.
+#
+# Reviews with errors
+# -------------------
+#
+# The same of classifiers, in accuracy. Four LSTMs of 48 channels learn generated reviews; an ensemble is three of them,
+# those of the other seeds. A student has one seed, and learns from the probabilities that its three teachers give to
+# the texts they learned from, without a look at a label. Of the words that are read some are mistyped, missing,
+# exchanged with the next, or replaced by any other ("noise").
+
+# %%
+task = load_task("reviews")
+taught_with, asked = (task.train[:100], task.held_out[:20]) if QUICK else (task.train, task.held_out[:400])
+words = WordTokenizer.train("\n".join(example.source for example in taught_with), 2000)
+reader = LabelReader(words, 41, task.classes, left=True)
+texts, labels = reader.batch(taught_with)
+READ, SEEDS = (2, range(2)) if QUICK else (450, range(4))
+
+
+def learned(seed, targets):
+    """A classifier of reviews, from labels or from probabilities of the second class, (N,)."""
+    model = LSTMClassifier(LSTMShape(words.vocabulary, 48, 48, masked=True), recipe_named("float32"), seed)
+    phase = Phase(Schedule(READ, 5e-3, 5e-4, READ // 10, watch_every=0), 32, seed)
+    finish(phase.trainer(model, partial(random_rows, (texts, targets), 32)))
+    return model
+
+
+singles = [learned(seed, labels) for seed in SEEDS]
+ensembles = [Ensemble([singles[i] for i in SEEDS if i != seed]) for seed in SEEDS]
+pupils = [learned(10 + seed, np.exp(ensemble.logits(texts)[:, 1])) for seed, ensemble in enumerate(ensembles)]
+WHO = {"one model": singles, "three teachers": ensembles, "their student": pupils}
+RATES, lines, falls, rows = (0.0, 0.2) if QUICK else (0.0, 0.1, 0.3), {}, {}, []
+for kind in TEXT_ERRORS:
+    lines[kind] = {}
+    for who, models in WHO.items():
+        each = np.array([[accuracy_under_errors(partial(reader.answers, model), asked, kind, rate, 7, reviews.FILLERS)
+                          for rate in RATES] for model in models])                           # (seeds, rates)
+        lines[kind][who] = [100 * rate for rate in RATES], list(each.mean(0))
+        falls[kind, who] = each[:, 0] - each[:, -1]
+        rows.append([kind, who, *(f"{right:.3f}" for right in each.mean(0)), f"{falls[kind, who].mean():.3f}",
+                     f"{falls[kind, who].std(ddof=1):.3f}"])
+print(table(["errors", "model", *(f"{rate:.0%}" for rate in RATES), "fall", "deviation"], rows))
+print(panels(lines, "figures/20-reviews.png", "Reviews told apart, with errors in what is read", "wrong words (%)",
+             "accuracy (share)"))
+
+assert all(len({lines[kind][who][1][0] for kind in TEXT_ERRORS}) == 1 for who in WHO)            # without errors all kinds are one
+if not QUICK:
+    for kind in TEXT_ERRORS:
+        one, three, student = (lines[kind][who][1] for who in WHO)
+        assert all(t > s > o > 0.7 for t, s, o in zip(three, student, one, strict=True))     # better at every rate
+        assert falls[kind, "three teachers"].mean() > falls[kind, "one model"].mean() - 0.01
+
+# %% [markdown]
+# The same again. Three classifiers as one tell 0.961 of the reviews apart, one alone 0.915 on average, and their student,
+# which saw no label, 0.948; at every rate of every error they stand in this order. But 30 % of mistyped words take 0.172
+# from the ensemble, 0.161 from one model and 0.182 from the student, with deviations of 0.005 to 0.043, and no kind of
+# error takes less from three than from one.
+#
+# "Ensembles are more accurate" *holds* for these. "Ensembles are more robust" *holds* as above, in that they are better
+# on text with errors, and *does not hold* in that errors do them less harm.

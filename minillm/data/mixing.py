@@ -53,9 +53,9 @@ def loss_weights(text: str, tasks: int) -> tuple[float, ...]:
     except ValueError:
         found = (0.0,)
     if not all(0 < weight <= FLOAT32.max for weight in found):
-        raise MiniLLMError(f"loss weights are {text!r}: give numbers above 0 with commas between, such as 1,2,1")
+        raise MiniLLMError(f"--loss-weights is {text!r}: give numbers above 0 with commas between, such as 1,2,1")
     if found and (len(found) != tasks or tasks < 2):
-        raise MiniLLMError(f"loss weights are {text!r}, for {tasks} task{'s' * (tasks != 1)}: give one for each of several tasks")
+        raise MiniLLMError(f"--loss-weights is {text!r}, for {tasks} task{'s' * (tasks != 1)}: give one for each of several tasks")
     return found
 
 

@@ -11,7 +11,7 @@ from minillm.data.mixing import Mixture
 from minillm.data.special import MASK, SPECIAL
 from minillm.data.tasks import Example
 from minillm.errors import MiniLLMError
-from minillm.hybrid.robustness import with_errors
+from minillm.hybrid.robustness import misplaced
 
 Change = Callable[[str, int, float], str]
 SPAN = 3                   # words of a hidden span, in the mean. Raffel et al. 2019, arXiv 1910.10683, section 3.3.4
@@ -23,21 +23,12 @@ SYNONYMS = (reviews.POSITIVE, reviews.NEGATIVE, reviews.NEGATORS, reviews.INTENS
 
 def dropped(text: str, key: int, rate: float) -> str:
     """Without each word with a chance of `rate`. Wei and Zou 2019, arXiv 1901.11196 (as the next two)."""
-    return misplaced(text, "dropped", key, rate)
+    return misplaced(text, "dropped", rate, key)
 
 
 def swapped(text: str, key: int, rate: float) -> str:
     """Each word exchanged with the next with a chance of about `rate`."""
-    return misplaced(text, "swapped", key, rate)
-
-
-def misplaced(text: str, kind: str, key: int, rate: float) -> str:
-    """The words whose places are left, in their order, by the errors that robustness is measured with."""
-    words = text.split()
-    if not words:
-        return text
-    places, _ = with_errors(np.arange(len(words) + 1), kind, rate, len(words) + 1, key)       # the last is a target only
-    return " ".join(words[i] for i in places) or text
+    return misplaced(text, "swapped", rate, key)
 
 
 def reworded(text: str, key: int, rate: float, groups: Sequence[Sequence[str]] = SYNONYMS) -> str:

@@ -2,6 +2,7 @@
 from collections.abc import Mapping, Sequence
 
 from minillm.plotting import style
+from minillm.plotting.hybrid import with_spread
 from minillm.plotting.records import PathLike
 
 
@@ -12,10 +13,7 @@ def over_labels(found: Mapping[str, Mapping[int, Sequence[float]]], path: PathLi
         looks, numbers = style.looks(found), sorted({n for values in found.values() for n in values})
         for i, (name, values) in enumerate(found.items()):
             x = [n * 1.04 ** (i - (len(found) - 1) / 2) for n in values]                # side by side, or spreads hide each other
-            means = [sum(each) / len(each) for each in values.values()]
-            axes.plot(x, means, **looks[name].line, marker=looks[name].marker, markersize=5)
-            axes.vlines(x, [min(each) for each in values.values()], [max(each) for each in values.values()],
-                        color=looks[name].line["color"], linewidth=1)
+            with_spread(axes, looks[name], x, list(values.values()))
         axes.set(xlabel="labels (number)", ylabel=ylabel, xscale="log")
         axes.set_xticks(numbers, [f"{n:,}" for n in numbers])
         axes.minorticks_off()
