@@ -181,7 +181,7 @@ if not QUICK:
 # in all: alone the four tasks reach 0.26, 0.96, 0.74 and 0.87; together at a temperature of 4 they reach 0.94, 1.00, 0.98
 # and 0.90, and drawn evenly 0.94, 1.00, 0.96 and 0.93. A quarter of the steps is too short for translation alone, but
 # not together with tasks that also copy words from one place to another: what they share is learned once. Drawn by size
-# it does not hold for the small tasks: dialogues, a batch's thirtieth part, reach 0.32, and reports 0.77, less than alone.
+# it does not hold for the small tasks: dialogues, a batch's thirtieth part, reach 0.32, reports 0.77, less than alone.
 #
 # It is a statement about equal computation. Who has four times as many steps can train each task alone to the end, and
 # then nothing is left to gain: the three tasks with few words reach 0.99 or more in 600 steps of their own.
