@@ -30,7 +30,7 @@ class JointModel(EncoderClassifier, MaskedLanguageModel):
         classifier's loss.
         """
         if targets is None:
-            return super().loss(ids, labels)
+            return EncoderClassifier.loss(self, ids, labels)
         x, b = self.hidden(ids), len(labels)                                   # (B,T,C)
         labelled, others = (self.ops.slice(x, index=(rows,)) for rows in (slice(b), slice(b, None)))
         supervised = EncoderClassifier.criterion(self, self.ops, self.verdicts(labelled), labels)
