@@ -25,6 +25,7 @@ from minillm.experiments.strategies import STRATEGIES, bar, prepare
 from minillm.experiments.train import fine_tune, resume, train
 from minillm.files import write_whole
 from minillm.formats import FLOAT32
+from minillm.hybrid.augmentation import Augmented
 from minillm.hybrid.distillation import distill
 from minillm.hybrid.ensemble import Ensemble, mean_probabilities
 from minillm.hybrid.joint import with_hidden
@@ -116,6 +117,14 @@ def test_each_strategy_makes_another_model(model, name, text, monkeypatch):
         follow(run, quiet=True)
         found.append(run.data.loss(run.result)[0])
     assert found[0] != found[1]
+
+
+def test_what_changes_the_data_builds_on_what_changed_it_before(text, monkeypatch):
+    """12 labelled texts, each written into twice, beside 15 that the model labelled itself, all of them with words exchanged."""
+    monkeypatch.setattr("minillm.experiments.strategies.SURE", 0.0)
+    mixture = started("bert", "augment-swap,self-train,augment-gan", text).data.mixture
+    assert isinstance(mixture, Augmented)
+    assert [len(examples) for examples in mixture.mixture.tasks] == [36, 15]
 
 
 def test_every_strategy_is_somebodys():

@@ -69,7 +69,7 @@ def ngram(options, vocabulary: int, classes: int, recipe: Recipe) -> NGram:
 # is copied by one glance. 300 steps reach 0.9 on each.
 FEW_WORDS = {"tokenizer": "bpe", "context": 64, "steps": 600, "scaled": True}
 
-# Real texts: of 1,024 tokens a pair needs 18 to 65 on average, where it has 60 to 168 characters.
+# Real texts: of 1,024 tokens a pair needs 18 to 65 on average, where it has 59 to 168 characters.
 REAL_TEXTS = {"tokenizer": "bpe", "vocab": 1024}
 
 KINDS = {

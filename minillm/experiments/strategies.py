@@ -61,14 +61,10 @@ class Strategy(NamedTuple):
 def prepare(run: Run, quiet: bool = True, resumed: bool = False) -> None:
     """Have a run that has made no step follow its strategies, in the order of the table."""
     began = time.perf_counter()
-    for name in in_order(run.options.strategies):
-        if not (STRATEGIES[name].once and resumed):
-            STRATEGIES[name].prepare(run, quiet)
+    for name, strategy in STRATEGIES.items():
+        if name in run.options.strategies and not (strategy.once and resumed):
+            strategy.prepare(run, quiet)
     run.prepared += time.perf_counter() - began
-
-
-def in_order(names: list[str]) -> list[str]:
-    return [name for name in STRATEGIES if name in names]
 
 
 # data
@@ -97,14 +93,15 @@ def augment(run: Run, quiet: bool, names: tuple[str, ...] = tuple(CHANGES)) -> N
 
 def augment_by_generator(run: Run, quiet: bool) -> None:
     """A generator is trained against a discriminator, and writes into each labelled text, twice."""
-    options, examples, tokenizer = run.options, run.data.tasks[0].train, run.data.tokenizer
+    options, (task,), tokenizer = run.options, run.data.tasks, run.data.tokenizer
     reader = LabelReader(tokenizer, options.context, run.data.classes)
     gan = GAN(GANShape(tokenizer.vocabulary, channels=32, context=options.context, classes=len(run.data.classes)),
               run.model.ops.recipe, options.seed)
-    batch = hidden_batches(reader, Mixture([examples]), options.batch, WRITTEN, gan.shape.special, options.seed)
+    batch = hidden_batches(reader, Mixture([task.train]), options.batch, WRITTEN, gan.shape.special, options.seed)
     finish(gan_trainer(gan, batch, beforehand(options)), bar(beforehand(options).steps, "generator", quiet))
-    more = [e for key in (1, 2) for e in written(gan, reader, examples, WRITTEN, key)]
-    use(run, Mixture([[*examples, *more]]))
+    more = [e for key in (1, 2) for e in written(gan, reader, task.train, WRITTEN, key)]
+    run.data = dataclasses.replace(run.data, tasks=[dataclasses.replace(task, train=(*task.train, *more))])
+    use(run, Mixture([run.data.tasks[0].train]))
 
 
 # what is learned first, or besides
@@ -213,12 +210,12 @@ def bar(steps: int, title: str, quiet: bool) -> Callable:
     return partial(tqdm, total=steps, desc=title, unit="step", disable=quiet, leave=False, mininterval=0.5)
 
 
-STRATEGIES = {
+STRATEGIES = {             # in the order in which they prepare a run: each of the first three builds on the examples that it finds
+    "augment-gan": Strategy("texts that a generator has written into", augment_by_generator, of_members=False),
     "self-train": Strategy("what a first model is sure of counts as a label", self_train, of_members=False),
     "augment": Strategy("words dropped, swapped, replaced, spans hidden, each time anew", augment, of_members=False),
     **{f"augment-{name}": Strategy(f"the same by {name} alone", partial(augment, names=(name,)), of_members=False)
        for name in CHANGES},
-    "augment-gan": Strategy("texts that a generator has written into", augment_by_generator, of_members=False),
     "pretrain": Strategy("hidden words are guessed first", pretrain_on_texts, once=True),
     "joint": Strategy("hidden words are guessed besides", learn_jointly),
     "distill": Strategy("the probabilities of several models are learned besides", learn_from_teachers, of_members=False),
