@@ -29,7 +29,7 @@ from minillm.errors import MiniLLMError
 from minillm.experiments.data import TaskData
 from minillm.formats import BFLOAT16, FLOAT8_E4M3, FLOAT16
 from minillm.hybrid import distillation, ensemble, joint, masking, pretraining, pruning, robustness, self_training, structure
-from minillm.models import bert, decoding, gan, gpt, ngram, seq2seq, torch_file
+from minillm.models import answering, bert, decoding, gan, gpt, ngram, torch_file
 from minillm.nn.attention import Block
 from minillm.nn.caches import Int8Rows, KeyValueCache
 from minillm.nn.integer import IntegerAttention
@@ -40,7 +40,7 @@ from minillm.precision import accumulation, block_scaling, clinic, float8, recip
 from minillm.precision.loss_scaling import LossScaler, LossScaling
 from minillm.quantization import affine, fixed_point, integer_ops, packing
 from minillm.quantization import products as int8_products
-from minillm.training import scores, trainer
+from minillm.training import readers, scores, trainer
 
 FAILURES = (AssertionError, MiniLLMError, pytest.fail.Exception)
 
@@ -440,10 +440,18 @@ MUTANTS = [
            "real_tasks.examples_about_one_subject_stay_together"),
     Mutant("held-out examples teach a class, too", examples.Task._check_labels, "for example in self.train}",
            "for example in (*self.train, *self.held_out)}", "tasks.a_class_that_is_only_held_out_cannot_be_learned"),
-    Mutant("the weight of a loss forgotten", seq2seq.weighted_targets, "* weights", "* np.ones_like(weights)",
+    Mutant("the weight of a loss forgotten", answering.weighted_targets, "* weights", "* np.ones_like(weights)",
            "many_tasks.a_weight_reaches_the_gradients_of_its_examples"),
-    Mutant("every group has all targets", seq2seq.Seq2Seq.weighted, "group[:, None], targets", "targets != NO_TARGET, targets",
+    Mutant("every group has all targets", answering.Answering.weighted, "group[:, None], targets", "targets != NO_TARGET, targets",
            "many_tasks.a_weight_reaches_the_gradients_of_its_examples"),
+    Mutant("the source is asked for, too", readers.ContinuationReader.batch, ">= begins", ">= 0",
+           "task_runs.a_continuation_reader_asks_for_the_answer_and_for_nothing_before_it"),
+    Mutant("a beam forgets whose keys it has", answering.Writer.keep, "if cache.count", "if False",
+           "answering.a_beam_wide_enough_finds_the_best_of_all_answers", ("gpt",)),
+    Mutant("long answers are dearer", answering.beam, "/ length", "/ 1",
+           "answering.a_beam_wide_enough_finds_the_best_of_all_answers", ("seq2seq",)),
+    Mutant("an ensemble writes without what it has written", ensemble.Rereader.after, "[self.ids, ids]", "[self.ids[:, :-1], ids]",
+           "answering.greedy_takes_the_most_likely_token_each_time_and_stops_at_the_end", ("ensemble", "float32")),
     Mutant("micro-batches by number, not by weight", TaskData.targets, "if self.weights", "if False",
            "many_tasks.weighted_micro_batches_are_one_big_batch"),
     Mutant("BLEU's smoothing does not halve again", scores.smoothed, "halves / 2", "0.5", "scores.bleu_by_hand"),

@@ -1,6 +1,5 @@
-"""The encoder-decoder: what each side may see, gradients, greedy and beam search, training under recipes."""
+"""The encoder-decoder: what each side may see, gradients, training under recipes."""
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from tiny_gpt import objective_of
 from minillm.autograd.tensor import backward
 from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.errors import MiniLLMError
-from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape, log_softmax
+from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape
 from minillm.recipes import PRESETS
 from minillm.testing import FLOAT64
 from minillm.training.trainer import training_step
@@ -84,50 +83,6 @@ def test_targets_that_do_not_count_change_nothing():
     whole = model.loss(SOURCE, IDS, TARGETS).item()
     parts = [model.loss(SOURCE[i:i + 1], IDS[i:i + 1], TARGETS[i:i + 1]).item() for i in range(2)]
     assert abs(whole - (3 * parts[0] + 2 * parts[1]) / 5) < 1e-5
-
-
-def greedy_without_cache(model, source):
-    """The same, every token from the whole text so far."""
-    ids = np.full((len(source), 1), BEGIN, np.int32)
-    for _ in range(model.shape.context):
-        ids = np.column_stack([ids, logits(model, source, ids)[:, -1].argmax(-1).astype(np.int32)])
-    return ids[:, 1:]
-
-
-@pytest.mark.parametrize("recipe", ["float32", "float16-mixed"])
-def test_greedy_takes_the_most_likely_token_each_time_and_stops_at_the_end(recipe):
-    for seed in range(4):
-        model = make(recipe, seed)
-        found, plain = model.greedy(SOURCE), greedy_without_cache(model, SOURCE)
-        for row, whole in zip(found, plain, strict=True):
-            length = list(whole).index(END) + 1 if END in whole else len(whole)
-            assert row[:length].tolist() == whole[:length].tolist()
-            assert not row[length:].any()                      # PAD
-
-
-def probability(model, source, answer):
-    """The log-probability of an answer, END included."""
-    found = log_softmax(logits(model, source[None], np.array([[BEGIN, *answer[:-1]]], np.int32))[0])
-    return float(found[np.arange(len(answer)), answer].sum(dtype=np.float32))
-
-
-def test_a_beam_of_one_is_greedy():
-    for seed in range(4):
-        model = make(seed=seed)
-        found = model.greedy(SOURCE[1:])[0]
-        ends = list(found).index(END) if END in found else len(found) - 1
-        assert model.beam(SOURCE[1], 1)[:-1].tolist() == found[:ends].tolist()
-
-
-def test_a_beam_wide_enough_finds_the_best_of_all_answers():
-    """Of a vocabulary of 5 and answers of up to 3 tokens there are 85; a beam of 64 keeps them all."""
-    shape = Seq2SeqShape(5, layers=1, heads=1, channels=8, context=3)
-    for seed in range(3):
-        model, source = make(shape=shape, seed=seed), np.array([4, 3], np.int32)
-        letters = [i for i in range(5) if i != END]
-        every = [[*said, END] for n in range(3) for said in itertools.product(letters, repeat=n)]
-        best = max(every, key=lambda answer: probability(model, source, answer) / len(answer))
-        assert model.beam(source, 64).tolist() == best
 
 
 def test_a_text_longer_than_the_context_is_refused():

@@ -11,7 +11,7 @@ from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.data.tasks import Example, Task
 from minillm.data.tokenizers import CharTokenizer
 from minillm.errors import MiniLLMError
-from minillm.training.readers import LabelReader, PairReader, of_like_length
+from minillm.training.readers import ContinuationReader, LabelReader, PairReader, of_like_length
 
 WORDS = [f"{a}{b}{c}" for a in "abc" for b in "abc" for c in "abc"]
 
@@ -54,6 +54,30 @@ def test_a_task_is_learned_evaluated_and_gone_on_with(say, tmp_path):
     assert (code, json.loads(out)["steps"]) == (0, 62)
 
 
+def test_a_gpt_answers_too_and_learns_a_task_after_a_text(say, tmp_path):
+    text, run, tuned = tmp_path / "text", tmp_path / "run", tmp_path / "tuned"
+    text.write_text("> abc abc\n" * 300)
+    for tokenizer, code in (("char", 2), ("bpe", 0)):
+        how = ("--tokenizer", tokenizer, "--vocab", 256, "--steps", 2, "--force")
+        assert say("train", "--text", text, *how, "--out", run, *SIZE)[0] == 0
+        found, _, err = say("train", "--from", run, "--task", "copy", "--steps", 60, "--lr", 0.01, "--out", tuned, "--quiet")
+        assert (found, "no sign for where an answer begins" in err) == (code, code == 2)
+    assert json.loads(say("evaluate", tuned, "--json")[1])["metrics"].keys() == {"copy"}
+    assert set(json.loads(say("sample", tuned, "--prompt", "> abc", "--quiet", "--json")[1])["text"]) <= set("abc")
+    code, *_ = say("train", "--from", tuned, "--text", text, "--steps", 2, "--out", tmp_path / "back", "--quiet", "--json")
+    assert (code, json.loads((tmp_path / "back" / "config.json").read_text())["options"]["task"]) == (0, "")
+
+
+@pytest.mark.parametrize("strategy", ["prune-structure", "ensemble", "distill"])
+def test_a_gpt_that_learns_a_task_follows_strategies(say, tmp_path, strategy):
+    run = tmp_path / "run"
+    how = ("--strategy", strategy, "--members", 2, "--steps", 4, "--context", 24)
+    assert say("train", "--task", "copy,reverse", "--out", run, *SIZE, *how)[0] == 0
+    assert json.loads(say("evaluate", run, "--json")[1])["metrics"].keys() == {"copy", "reverse"}
+    for beam in (1, 2):
+        assert say("sample", run, "--prompt", "copy: > abc", "--beam", beam, "--quiet")[0] == 0
+
+
 def test_several_tasks_in_one_model_have_scores_of_their_own(say, tmp_path):
     code, *_ = say("train", "--model", "seq2seq", "--task", "copy,reverse", "--sampling", "2", "--steps", 2, "--out",
                    tmp_path / "run", *SIZE)
@@ -85,13 +109,15 @@ def test_a_classifier_learns_the_class(say, tmp_path, recipe, model):
 @pytest.mark.parametrize(("argv", "says"), [
     (("--model", "seq2sec"), "unknown model 'seq2sec'"),
     (("--model", "seq2seq", "--task", "copi"), "unknown task 'copi'"),
-    (("--task", "copy"), "--model gpt cannot learn copy: choose --model seq2seq\n"),
+    (("--task", "first"), "--model gpt cannot learn first: choose --model bert or lstm\n"),
+    (("--task", "copy", "--context", "8"), "a text of copy has 9 tokens, the context is 8: give --context 9"),
+    (("--task", "copy", "--text", __file__), "a run learns from one of them, drop the other"),
     (("--model", "seq2seq", "--task", ""), "it is empty"),
     (("--model", "seq2seq", "--task", "first"), "--model seq2seq cannot learn first: choose --model bert or lstm\n"),
-    (("--model", "bert", "--task", "copy"), "--model bert cannot learn copy: choose --model seq2seq\n"),
+    (("--model", "bert", "--task", "copy"), "--model bert cannot learn copy: choose --model gpt or seq2seq\n"),
     (("--model", "seq2seq", "--task", "copy,copy"), "names a task twice"),
     (("--model", "bert", "--task", "first", "--context", "1"), "a context of 1 has no room for a word of first"),
-    (("--model", "ngram", "--task", "copy"), "--model ngram cannot learn copy: choose --model seq2seq\n"),
+    (("--model", "ngram", "--task", "copy"), "--model ngram cannot learn copy: choose --model gpt or seq2seq\n"),
     (("--model", "seq2seq", "--task", "copy", "--context", "4"), "a text of copy has 5 tokens, the context is 4: give --context 5"),
     (("--model", "seq2seq", "--task", "copy", "--sampling", "-1"), "sampling is '-1'"),
     (("--model", "seq2seq", "--task", "copy,reverse", "--loss-weights", "1"), "for 2 tasks: give one for each"),
@@ -105,23 +131,25 @@ def test_what_cannot_be_is_said_in_one_line(say, tmp_path, argv, says):
 
 
 @pytest.mark.parametrize(("model", "task", "prompt", "answers"), [
-    ("seq2seq", "copy", "> abc", None), ("bert", "first", "a b c", {"a", "b", "c"}), ("lstm", "first", "b b c", {"a", "b", "c"})])
+    ("gpt", "copy", "> abc", None), ("seq2seq", "copy", "> abc", None),
+    ("bert", "first", "a b c", {"a", "b", "c"}), ("lstm", "first", "b b c", {"a", "b", "c"})])
 def test_a_run_on_a_task_answers_is_converted_and_inspected(say, tmp_path, model, task, prompt, answers):
     run = tmp_path / "run"
     assert say("train", "--model", model, "--task", task, "--steps", 3, "--out", run, *SIZE)[0] == 0
-    for argv in ((), ("--weights", "int8"), *[("--beam", 3)] * (model == "seq2seq")):
+    for argv in ((), ("--weights", "int8"), *[("--beam", 3)] * (task == "copy")):
         code, out, err = say("sample", run, "--prompt", prompt, "--quiet", "--json", *argv)
         assert (code, err) == (0, "")
         assert answers is None or json.loads(out)["text"] in answers
-    for method in ("rtn", "gptq", "smoothquant"):
+    for method in ("rtn", "gptq", "smoothquant", *["full-integer"] * (model == "gpt")):
         code, out, err = say("quantize", run, "--method", method, "--out", tmp_path / method, "--quiet", "--json")
         assert (code, err) == (0, "")
         found = json.loads(say("evaluate", tmp_path / method, "--quiet", "--json")[1])["metrics"]
         assert found.keys() == {task}
         assert abs(json.loads(out)["val_loss"] - json.loads(out)["val_loss_float32"]) < 0.05
     assert say("inspect", run, "--out", tmp_path, "--quiet", "--json")[0] == 0
-    code, _, err = say("quantize", run, "--method", "full-integer", "--out", tmp_path / "whole", "--quiet")
-    assert (code, "full-integer is for a gpt" in err) == (2, True)
+    if model != "gpt":
+        code, _, err = say("quantize", run, "--method", "full-integer", "--out", tmp_path / "whole", "--quiet")
+        assert (code, "full-integer is for a gpt" in err) == (2, True)
     for argv, says in (((), "this model answers a text"), (("--prompt", prompt, "--beam", 0), "--beam is 0")):
         code, _, err = say("sample", run, *argv, "--quiet")
         assert (code, says in err) == (2, True)
@@ -170,6 +198,13 @@ def test_a_pair_reader_moves_the_answer_by_one_and_leaves_padding_out():
     assert reader.text(np.array([4, 5, END, PAD])) == "ab"
 
 
+def test_a_continuation_reader_asks_for_the_answer_and_for_nothing_before_it():
+    reader = ContinuationReader(CharTokenizer("\0\1\2\3abc"), 8)
+    ids, targets = reader.batch([Example("ab", "c"), Example("c", "ab"), Example("a", "")])
+    assert ids.tolist() == [[4, 5, BEGIN, 6], [6, BEGIN, 4, 5], [4, BEGIN, END, PAD]]
+    assert targets.tolist() == [[NO_TARGET, NO_TARGET, 6, END], [NO_TARGET, 4, 5, END], [NO_TARGET, END, NO_TARGET, NO_TARGET]]
+
+
 def test_a_label_reader_cuts_long_texts():
     reader = LabelReader(CharTokenizer("\0\1\2\3abc"), 3, ("no", "yes"))
     ids, labels = reader.batch([Example("abc", "yes"), Example("c", "no")])
@@ -178,7 +213,15 @@ def test_a_label_reader_cuts_long_texts():
 
 def test_answers_come_in_the_order_of_the_sources():
     sources = ["x" * (n % 7) + str(n) for n in range(600)]
-    assert of_like_length(sources, lambda texts: [text.upper() for text in texts]) == [text.upper() for text in sources]
+    for same in (False, True):
+        seen = []
+
+        def answer(texts, seen=seen):
+            seen.append({len(text) for text in texts})
+            return [text.upper() for text in texts]
+
+        assert of_like_length(sources, answer, same) == [text.upper() for text in sources]
+        assert (max(map(len, seen)) == 1) is same
 
 
 def test_a_temperature_is_a_positive_number():

@@ -19,8 +19,8 @@ from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import TrainOptions
 from minillm.hybrid.augmentation import Augmented
 from minillm.hybrid.labels import few_labels
+from minillm.models.answering import weighted_targets
 from minillm.models.ngram import NGram
-from minillm.models.seq2seq import weighted_targets
 from minillm.nn import Module
 from minillm.training.evaluation import EVALUATION_BATCH, mean_loss, validation_loss
 from minillm.training.readers import LabelReader, PairReader
@@ -178,6 +178,9 @@ def load_tasks(options: TrainOptions, tokenizer: Tokenizer | None) -> TaskData:
     if len(tasks) > 1:
         tasks = [prefixed(task) for task in tasks]
     tokenizer = tokenizer or train_tokenizer(options, tasks)
+    if isinstance(tokenizer, CharTokenizer) and not tokenizer.alphabet.startswith(SPECIAL):
+        raise MiniLLMError("this alphabet was made from a text, and has no sign for where an answer begins and ends: begin with a "
+                           "run that was trained with --tokenizer bpe")
     reader = kind.reader(tokenizer, options.context, tasks[0].classes)
     for task in tasks:
         reader.check(task.name, (*task.train, *task.held_out))

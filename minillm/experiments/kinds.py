@@ -12,7 +12,7 @@ from minillm.models.ngram import NGram
 from minillm.models.seq2seq import Seq2Seq, Seq2SeqShape
 from minillm.nn import Module
 from minillm.precision.recipe import Recipe
-from minillm.training.readers import LabelReader, PairReader
+from minillm.training.readers import ContinuationReader, LabelReader, PairReader
 
 AVERAGES = ("ema", "swa", "distill")
 PRUNING = ("prune", "prune-2:4", "prune-movement")
@@ -21,7 +21,7 @@ LABELS = ("self-train", "augment", "augment-dropout", "augment-swap", "augment-s
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of model. `make(options, vocabulary, classes, recipe)`; `reader(tokenizer, context, classes)`, none reads a corpus.
+    """One kind of model. `make(options, vocabulary, classes, recipe)`; `reader(tokenizer, context, classes)`, none of examples.
 
     `strategies`: what --strategy may name. `defaults`: options that differ from the published GPT's, where they are not given.
     `of_task`: and those of one task, "several" those of more than one.
@@ -29,7 +29,7 @@ class Kind:
 
     make: Callable[..., Module | NGram]
     reader: Callable | None = None
-    task: str = ""                           # which is learned where none is named
+    task: str = ""                           # which is learned where none is named; none: a corpus
     classes: bool = False                    # whether its tasks are classifications
     counted: bool = False                    # whether one look at the text makes it, without a trainer
     strategies: tuple[str, ...] = ()
@@ -72,8 +72,15 @@ FEW_WORDS = {"tokenizer": "bpe", "context": 64, "steps": 600, "scaled": True}
 # Real texts: of 1,024 tokens a pair needs 18 to 65 on average, where it has 59 to 168 characters.
 REAL_TEXTS = {"tokenizer": "bpe", "vocab": 1024}
 
+PAIRS = {"batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}
+PAIRS_OF_TASK = {
+    **dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS),
+    **dict.fromkeys(("translation-emoji", "summarization-wiki", "question-answering-wiki"), REAL_TEXTS),
+    "dialogue-chatterbot": REAL_TEXTS | {"steps": 300},
+    "several": FEW_WORDS | {"vocab": 1024, "context": 128, "steps": 2400}}
+
 KINDS = {
-    "gpt": Kind(gpt, strategies=(*PRUNING, "prune-structure", *AVERAGES, "ensemble")),
+    "gpt": Kind(gpt, ContinuationReader, strategies=(*PRUNING, "prune-structure", *AVERAGES, "ensemble")),
     "ngram": Kind(ngram, counted=True),
     "seq2seq": Kind(seq2seq, PairReader, "translation", strategies=(*PRUNING, *AVERAGES), defaults={
         "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98},

@@ -122,7 +122,9 @@ class TrainOptions:
                 raise unknown("task", name, TASKS)
         if len(set(self.tasks)) < len(self.tasks):
             raise MiniLLMError(f"--task {self.task} names a task twice: name each once")
-        if KINDS[self.model].reader and not self.tasks:
+        if self.tasks and self.text:
+            raise MiniLLMError(f"--task {self.task} and --text {self.text}: a run learns from one of them, drop the other")
+        if KINDS[self.model].task and not self.tasks:
             raise MiniLLMError(f"--model {self.model} learns tasks, and none is named: give a --task of {', '.join(TASKS)}")
 
     def check_strategies(self) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from minillm.conversion.int8_model import WEIGHTS, in_weights
 from minillm.data.tokenizers import Tokenizer
 from minillm.errors import MiniLLMError, unknown
-from minillm.experiments.kinds import KINDS
 from minillm.experiments.options import check_range
 from minillm.experiments.run_folder import RunFolder, load_run, load_unquantized
 from minillm.experiments.running import announce_compiling
@@ -29,7 +28,7 @@ def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, tempe
     model, tokenizer, options = load_run(path) if weights is None else load_unquantized(path, "given other weights")
     if weights is not None:
         model = in_weights(model, weights)
-    if KINDS[options.model].reader:
+    if options.tasks:
         return answer(RunFolder(Path(path)).reader(options, tokenizer), model, prompt, beam)
     if prompt is None:
         prompt = first_of(tokenizer)

@@ -69,8 +69,7 @@ def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, fo
         if name in SHAPE and value != getattr(options, name):
             raise MiniLLMError(f"--{name.replace('_', '-')} is {value}, but the weights of {source} are for "
                                f"{getattr(options, name)}: leave it away, or train a new run without --from")
-    inherited = {"strategy": "joint" if "joint" in options.strategies else ""} | ({"text": ""} if "corpus" in given else {})
-    options = dataclasses.replace(options, **inherited | given)
+    options = dataclasses.replace(options, **inherited(options, given) | given)
     folder = RunFolder(Path(out) if out else default_out(options))
     if folder.path.resolve() == before.path.resolve():
         raise MiniLLMError(f"--from and --out are both {folder.path}: give another --out")
@@ -81,6 +80,16 @@ def fine_tune(source: str | Path, given: dict, out: str | Path | None = None, fo
     prepare(run, quiet)
     folder.begin(options, run.model.ops.recipe, data, str(source))
     return carry_out(run, folder, quiet)
+
+
+def inherited(options: TrainOptions, given: dict) -> dict:
+    """What a fine-tuned run does not take over from the other's options: what it learns, where that is named anew, and how."""
+    kept = {"strategy": "joint" if "joint" in options.strategies else ""}
+    if given.keys() & {"corpus", "task"}:
+        kept["text"] = ""
+    if given.keys() & {"corpus", "text"} and not KINDS[options.model].task:
+        kept["task"] = ""
+    return kept
 
 
 def resume(path: str | Path, given: dict, quiet: bool = False) -> dict:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from minillm.autograd.tensor import Tensor
+from minillm.data.special import BEGIN
 from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.hybrid.callbacks import after_each
+from minillm.models.answering import Writer, beam, greedy
 from minillm.models.gpt import choose
 from minillm.models.lstm import LSTMClassifier
 from minillm.nn import Module
@@ -71,6 +73,29 @@ class Ensemble:
             p = mean_probabilities(self.members, np.array([ids[-T:]], np.int32))[0, -1]      # (V,) f32
             ids.append(choose(np.log(p + TINY), temperature, top_k, rng))
         return np.array(ids, np.int32)
+
+    def greedy(self, source: np.ndarray) -> np.ndarray:
+        """As a GPT's: answers (B,T) to sources (B,S) of one length."""
+        return greedy(*self.writer(source), self.shape.context)
+
+    def beam(self, source: np.ndarray, width: int = 4) -> np.ndarray:
+        return beam(*self.writer(np.tile(source, (width, 1))), self.shape.context)
+
+    def writer(self, source: np.ndarray) -> tuple[Writer, np.ndarray]:
+        return Rereader(self, ()), np.column_stack([source, np.full(len(source), BEGIN, np.int32)])
+
+
+class Rereader(Writer):
+    """The same without a cache: for each token all is read anew."""
+
+    ids: np.ndarray | None = None
+
+    def after(self, ids: np.ndarray) -> np.ndarray:
+        self.ids = ids if self.ids is None else np.column_stack([self.ids, ids])
+        return self.forward(self.ids).data[:, -1]
+
+    def keep(self, rows: np.ndarray) -> None:
+        self.ids = self.ids[rows]
 
 
 def scores(models: list[Module], inputs: np.ndarray, targets: np.ndarray) -> tuple[float, float]:

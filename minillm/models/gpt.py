@@ -5,10 +5,12 @@ import numpy as np
 
 from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
+from minillm.data.special import BEGIN
 from minillm.errors import MiniLLMError
+from minillm.models.answering import Answering, Writer
 from minillm.models.decoding import Decoder
-from minillm.nn import Block, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module
-from minillm.precision.recipe import Ops, Recipe
+from minillm.nn import Block, Dropout, Embedding, KeyValueCache, LayerNorm, Maker
+from minillm.precision.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class PrunedShape(GPTShape):
         return self.kept
 
 
-class GPT(Module):
+class GPT(Answering):
     """A decoder-only transformer: ids (B,T) -> logits (B,T,V). Radford et al. 2019; weights from N(0, 0.02)."""
 
     def __init__(self, shape: GPTShape, recipe: Recipe, seed: int = 0):
@@ -85,12 +87,13 @@ class GPT(Module):
         with scope("head"):                                                   # tied: the token table is the head's weight
             return self.tokens.head(x)
 
-    def criterion(self, ops: Ops, logits: Tensor, targets: np.ndarray) -> Tensor:
-        """Mean cross-entropy in nats a token, targets (B,T)."""
-        return ops.cross_entropy(logits, targets)
+    def loss(self, ids: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> Tensor:
+        """Mean cross-entropy in nats of the targets (B,T) that count; `weights` (B,) f32 of examples, where not all count alike."""
+        return self.cost(self(ids), targets, weights)
 
-    def loss(self, ids: np.ndarray, targets: np.ndarray) -> Tensor:
-        return self.criterion(self.ops, self(ids), targets)
+    def writer(self, source: np.ndarray) -> tuple[Writer, np.ndarray]:
+        """Sources (B,S) of one length, BEGIN behind each."""
+        return Writer(self, self.new_caches()), np.column_stack([source, np.full(len(source), BEGIN, np.int32)])
 
     def generate(self, ids: np.ndarray, tokens: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0,
                  int8_cache: bool = False) -> np.ndarray:

@@ -1,17 +1,17 @@
 """An encoder-decoder transformer: the encoder reads a text, the decoder writes another, looking at what was read."""
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from minillm.autograd.context import scope
 from minillm.autograd.tensor import Tensor
-from minillm.data.special import BEGIN, END, NO_TARGET, PAD
+from minillm.data.special import BEGIN, PAD
 from minillm.errors import MiniLLMError
-from minillm.formats import FLOAT32
+from minillm.models.answering import Answering, Writer
 from minillm.models.gpt import GPTShape
 from minillm.nn import MLP, Attention, CrossAttention, Dropout, Embedding, KeyValueCache, LayerNorm, Maker, Module, SelfAttention
 from minillm.precision.recipe import Ops, Recipe
-from minillm.rounding import widen
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DecoderBlock(Module):
         return self.ops.add(x, self.dropout(self.mlp(self.norm3(x))))
 
 
-class Seq2Seq(Module):
+class Seq2Seq(Answering):
     """Sources (B,S) and what has been written so far (B,T) -> logits (B,T,V). Vaswani et al. 2017, arXiv 1706.03762, pre-norm.
 
     One table of tokens serves the encoder, the decoder and the head.
@@ -113,7 +113,7 @@ class Seq2Seq(Module):
                 layers.append(getattr(self, f"decoder{i}").cross.read(x))
         return Memory(layers, mask)
 
-    def decode(self, ids: np.ndarray, memory: Memory, caches: list | None = None, start: int = 0) -> Tensor:
+    def decode(self, memory: Memory, ids: np.ndarray, caches: list | None = None, start: int = 0) -> Tensor:
         """Logits (B,T,V) behind each of ids (B,T), which stand at `start` and further."""
         x = self.embed(ids, start)
         for i, cache in enumerate(caches or [None] * self.shape.layers):
@@ -123,78 +123,13 @@ class Seq2Seq(Module):
             return self.tokens.head(x)
 
     def forward(self, source: np.ndarray, ids: np.ndarray) -> Tensor:
-        return self.decode(ids, self.encode(source))
-
-    def criterion(self, ops: Ops, logits: Tensor, targets: np.ndarray) -> Tensor:
-        """Mean cross-entropy in nats of the targets (B,T) that are not NO_TARGET."""
-        return ops.cross_entropy(logits, targets, ignore=NO_TARGET)
+        return self.decode(self.encode(source), ids)
 
     def loss(self, source: np.ndarray, ids: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> Tensor:
         """Mean over the targets of a batch; with `weights` (B,) f32 each counts as often as its example's says."""
-        logits = self(source, ids)
-        return self.criterion(self.ops, logits, targets) if weights is None else self.weighted(logits, targets, weights)
+        return self.cost(self(source, ids), targets, weights)
 
-    def weighted(self, logits: Tensor, targets: np.ndarray, weights: np.ndarray) -> Tensor:
-        """The mean of each group of one weight, by the group's part in the sum of all weights."""
-        counts = weighted_targets(targets, weights)                            # (B,) f32
-        total, parts = counts.sum(dtype=np.float32), []
-        for weight in np.unique(weights[counts > 0]):
-            group = weights == weight                                          # (B,) bool
-            loss = self.criterion(self.ops, logits, np.where(group[:, None], targets, np.int32(NO_TARGET)))
-            parts.append(self.ops.cast(loss, FLOAT32) * float(counts[group].sum(dtype=np.float32) / total))
-        return sum(parts[1:], parts[0])
-
-    def greedy(self, source: np.ndarray) -> np.ndarray:
-        """The most likely token, again and again: sources (B,S) -> answers (B,T) int32, with END and then PAD behind them."""
-        last, answer, done = np.full((len(source), 1), BEGIN, np.int32), [], np.zeros((len(source), 1), bool)    # (B,1)
-        with self.ops.context.unchanged():
-            memory, caches = self.encode(source), self.new_caches()
-            while len(answer) < self.shape.context and not done.all():
-                logits = self.decode(last, memory, caches, len(answer)).data   # (B,1,V)
-                last = np.where(done, PAD, logits.argmax(-1)).astype(np.int32)
-                answer.append(last)
-                done |= last == END
-        return np.concatenate(answer, 1)
-
-    def beam(self, source: np.ndarray, width: int = 4) -> np.ndarray:
-        """The likeliest of `width` answers that are kept at each step: one source (S,) -> (T,) int32, END behind it.
-
-        Answers are compared by their log-probability a token, so that short ones are not favoured. Wu et al. 2016, arXiv
-        1609.08144, section 7, with alpha 1.
-        """
-        answers, scores, finished = np.full((width, 1), BEGIN, np.int32), np.full(width, -np.inf, np.float32), []
-        scores[0] = 0                                                          # all begin alike: one of them counts
-        with self.ops.context.unchanged():
-            memory, caches = self.encode(np.tile(source, (width, 1))), self.new_caches()
-            while answers.shape[1] <= self.shape.context and len(finished) < width:
-                logits = self.decode(answers[:, -1:], memory, caches, answers.shape[1] - 1).data[:, 0]          # (width,V)
-                total = scores[:, None] + log_softmax(widen(logits, np.float32))
-                finished += [(total[row, END] / answers.shape[1], answers[row, 1:]) for row in best_ends(total)]
-                total[:, END] = -np.inf
-                rows, ids = np.unravel_index(np.argsort(-total, axis=None, kind="stable")[:width], total.shape)
-                answers, scores = np.column_stack([answers[rows], ids.astype(np.int32)]), total[rows, ids]
-                for cache in caches:
-                    cache.reorder(rows)
-        best = max(finished, key=lambda found: found[0])[1] if finished else answers[0, 1:-1]
-        return np.append(best, np.int32(END))
-
-    def new_caches(self) -> list[KeyValueCache]:
-        return [KeyValueCache(self.shape.context) for _ in range(self.shape.layers)]
-
-
-def weighted_targets(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What the targets (B,T) of each example count together: their number times its weight, (B,) f32."""
-    return (targets != NO_TARGET).sum(1, dtype=np.int32).astype(np.float32) * weights
-
-
-def best_ends(total: np.ndarray) -> list[int]:
-    """The rows of scores (width,V) whose END is among the best `width` of all ways to go on."""
-    best = np.argsort(-total, axis=None, kind="stable")[:len(total)]
-    rows, ids = np.unravel_index(best, total.shape)
-    return [int(row) for row in rows[ids == END] if total[row, END] > -np.inf]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """(..., V) float32."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float32))
+    def writer(self, source: np.ndarray) -> tuple[Writer, np.ndarray]:
+        memory = self.encode(source)
+        caches = [KeyValueCache(self.shape.context) for _ in range(self.shape.layers)]
+        return Writer(partial(self.decode, memory), caches), np.full((len(source), 1), BEGIN, np.int32)

@@ -77,6 +77,10 @@ class IntegerCache(Cache):
             held[:, first:self.count] = new
         return tuple(held[:, :self.count] for held in self.held)
 
+    def reorder(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch, in this order."""
+        self.held = [held[rows] for held in self.held]
+
 
 class IntegerAttention(Module):
     """Causal self-attention: (B,T,C) int8 -> (B,T,C) int32 of the residual."""

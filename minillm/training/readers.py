@@ -1,5 +1,6 @@
 """How examples become a model's batches, and what a model says becomes an answer."""
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from minillm.data.special import BEGIN, END, NO_TARGET, PAD
 from minillm.data.tasks import Example
 from minillm.data.tokenizers import Tokenizer
 from minillm.errors import MiniLLMError
-from minillm.models.seq2seq import Seq2Seq
+from minillm.models.answering import Answering
 from minillm.nn import Module
 
 TOGETHER = 256           # sources that are answered at once; the answers do not depend on it
@@ -22,9 +23,13 @@ class PairReader:
 
     def check(self, name: str, examples: Sequence[Example]) -> None:
         """MiniLLMError where a text of this task is longer than the context."""
-        longest = max(max(len(self.tokenizer.encode(e.source)), len(self.tokenizer.encode(e.target)) + 1) for e in examples)
+        longest = max(self.room(len(self.tokenizer.encode(e.source)), len(self.tokenizer.encode(e.target))) for e in examples)
         if longest > self.context:
             raise MiniLLMError(f"a text of {name} has {longest} tokens, the context is {self.context}: give --context {longest}")
+
+    def room(self, source: int, target: int) -> int:
+        """The context that a source and a target of so many tokens take."""
+        return max(source, target + 1)
 
     def batch(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         source = padded([self.tokenizer.encode(e.source) for e in examples])
@@ -32,14 +37,14 @@ class PairReader:
         targets = np.where(answers[:, 1:] == PAD, np.int32(NO_TARGET), answers[:, 1:])
         return source, np.ascontiguousarray(answers[:, :-1]), targets
 
-    def answers(self, model: Seq2Seq, sources: Sequence[str]) -> list[str]:
+    def answers(self, model: Answering, sources: Sequence[str]) -> list[str]:
         """What the model makes of each source, taking the most likely token each time."""
         def some(texts):
             return [self.text(ids) for ids in model.greedy(padded([self.tokenizer.encode(text) for text in texts]))]
 
         return of_like_length(sources, some)
 
-    def best(self, model: Seq2Seq, source: str, width: int) -> str:
+    def best(self, model: Answering, source: str, width: int) -> str:
         """The best of `width` answers that are kept while they grow."""
         return self.text(model.beam(self.tokenizer.encode(source), width))
 
@@ -49,12 +54,35 @@ class PairReader:
         return self.tokenizer.decode(ids[:ends[0]] if len(ends) else ids)
 
 
-def of_like_length(sources: Sequence[str], answer: Callable[[list[str]], list[str]]) -> list[str]:
-    """The answers in the order of the sources; those of about the same length go through the model together."""
+class ContinuationReader(PairReader):
+    """Texts in, texts out, for a decoder alone: source, BEGIN and target as one text (B,T), targets (B,T) from BEGIN on, int32."""
+
+    def room(self, source: int, target: int) -> int:
+        return source + 1 + target
+
+    def batch(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+        pairs = [(self.tokenizer.encode(e.source), self.tokenizer.encode(e.target)) for e in examples]
+        ids = padded([np.concatenate((source, [BEGIN], target, [END])) for source, target in pairs])         # (B,T+1) int32
+        begins = np.array([[len(source)] for source, _ in pairs])              # (B,1)
+        asked = (np.arange(ids.shape[1] - 1) >= begins) & (ids[:, 1:] != PAD)  # (B,T) bool
+        return np.ascontiguousarray(ids[:, :-1]), np.where(asked, ids[:, 1:], np.int32(NO_TARGET))
+
+    def answers(self, model: Answering, sources: Sequence[str]) -> list[str]:
+        """What the model makes of each source; those of one length at once, since a decoder would see padding as text."""
+        def some(rows):
+            return [self.text(ids) for ids in model.greedy(np.stack(rows))]
+
+        return of_like_length([self.tokenizer.encode(text) for text in sources], some, same=True)
+
+
+def of_like_length(sources: Sequence, answer: Callable[[list], list[str]], same: bool = False) -> list[str]:
+    """The answers in the order of the sources; those of about the same length, or just the same, go through the model together."""
     order, found = sorted(range(len(sources)), key=lambda i: len(sources[i])), {}
-    for at in range(0, len(order), TOGETHER):
-        some = order[at:at + TOGETHER]
-        found.update(zip(some, answer([sources[i] for i in some]), strict=True))
+    for _, group in groupby(order, (lambda i: len(sources[i])) if same else (lambda i: 0)):
+        group = list(group)
+        for at in range(0, len(group), TOGETHER):
+            some = group[at:at + TOGETHER]
+            found.update(zip(some, answer([sources[i] for i in some]), strict=True))
     return [found[i] for i in range(len(sources))]
 
 
