@@ -150,7 +150,11 @@ def test_a_run_on_a_task_answers_is_converted_and_inspected(say, tmp_path, model
     if model != "gpt":
         code, _, err = say("quantize", run, "--method", "full-integer", "--out", tmp_path / "whole", "--quiet")
         assert (code, "full-integer is for a gpt" in err) == (2, True)
-    for argv, says in (((), "this model answers a text"), (("--prompt", prompt, "--beam", 0), "--beam is 0")):
+    wrong = [((), "this model answers a text"), (("--prompt", prompt, "--beam", 0), "--beam is 0"),
+             (("--prompt", prompt, "--int8-cache"), "this one answers: drop it")]
+    if task == "copy":
+        wrong += [(("--prompt", "> " + 9 * "abc", "--beam", width), "larger --context") for width in (1, 2)]
+    for argv, says in wrong:
         code, _, err = say("sample", run, *argv, "--quiet")
         assert (code, says in err) == (2, True)
 

@@ -67,27 +67,25 @@ def ngram(options, vocabulary: int, classes: int, recipe: Recipe) -> NGram:
 
 # The words of these tasks are few: 95 to 184 merges make a token of each, texts are 4 times shorter than in characters, and a word
 # is copied by one glance. 300 steps reach 0.9 on each.
-FEW_WORDS = {"tokenizer": "bpe", "context": 64, "steps": 600, "scaled": True}
+FEW_WORDS = {"tokenizer": "bpe", "context": 64, "steps": 600}
 
 # Real texts: of 1,024 tokens a pair needs 18 to 65 on average, where it has 59 to 168 characters.
 REAL_TEXTS = {"tokenizer": "bpe", "vocab": 1024}
 
-PAIRS = {"batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}
-PAIRS_OF_TASK = {
-    **dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS),
-    **dict.fromkeys(("translation-emoji", "summarization-wiki", "question-answering-wiki"), REAL_TEXTS),
-    "dialogue-chatterbot": REAL_TEXTS | {"steps": 300},
+# What models that answer have in common, and what differs by task.
+ANSWERS = {"batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98}
+OF_WORDS = dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS) | {
     "several": FEW_WORDS | {"vocab": 1024, "context": 128, "steps": 2400}}
+OF_TASK = OF_WORDS | dict.fromkeys(("translation-emoji", "summarization-wiki", "question-answering-wiki"), REAL_TEXTS) | {
+    "translation": {}, "dialogue-chatterbot": REAL_TEXTS | {"steps": 300}}
 
 KINDS = {
-    "gpt": Kind(gpt, ContinuationReader, strategies=(*PRUNING, "prune-structure", *AVERAGES, "ensemble")),
+    "gpt": Kind(gpt, ContinuationReader, strategies=(*PRUNING, "prune-structure", *AVERAGES, "ensemble"),
+                of_task={name: ANSWERS | own for name, own in OF_TASK.items()} |
+                        {"summarization-wiki": ANSWERS | REAL_TEXTS | {"context": 192}}),          # lead and line, up to 130 tokens
     "ngram": Kind(ngram, counted=True),
-    "seq2seq": Kind(seq2seq, PairReader, "translation", strategies=(*PRUNING, *AVERAGES), defaults={
-        "layers": 2, "batch": 64, "context": 128, "steps": 1200, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "beta2": 0.98},
-        of_task=dict.fromkeys(("summarization", "question-answering", "dialogue"), FEW_WORDS) |
-                dict.fromkeys(("translation-emoji", "summarization-wiki", "question-answering-wiki"), REAL_TEXTS) |
-                {"dialogue-chatterbot": REAL_TEXTS | {"steps": 300},
-                 "several": FEW_WORDS | {"vocab": 1024, "context": 128, "steps": 2400}}),
+    "seq2seq": Kind(seq2seq, PairReader, "translation", strategies=(*PRUNING, *AVERAGES), defaults=ANSWERS | {"layers": 2},
+                    of_task=OF_TASK | {name: own | {"scaled": True} for name, own in OF_WORDS.items()}),
     "bert": Kind(bert, LabelReader, "reviews", True,
                  strategies=(*LABELS, "pretrain", "joint", *PRUNING, *AVERAGES, "ensemble"), defaults={
         "layers": 2, "batch": 32, "context": 64, "steps": 1000, "lr": 1e-3, "tokenizer": "word", "vocab": 10000}),

@@ -5,6 +5,7 @@ import numpy as np
 
 from minillm.autograd.tensor import Tensor
 from minillm.data.special import END, NO_TARGET, PAD
+from minillm.errors import MiniLLMError
 from minillm.formats import FLOAT32
 from minillm.nn import KeyValueCache, Module
 from minillm.precision.recipe import Ops
@@ -36,7 +37,7 @@ class Writer:
 def greedy(writer: Writer, ids: np.ndarray, context: int) -> np.ndarray:
     """The most likely token, again and again, behind ids (B,n): answers (B,T) int32, with END and then PAD behind them."""
     answer, done = [], np.zeros((len(ids), 1), bool)                           # (B,1)
-    for _ in range(context + 1 - ids.shape[1]):
+    for _ in range(room(ids, context)):
         ids = np.where(done, PAD, writer.after(ids).argmax(-1)[:, None]).astype(np.int32)    # (B,1)
         answer.append(ids)
         done |= ids == END
@@ -54,7 +55,7 @@ def beam(writer: Writer, ids: np.ndarray, context: int) -> np.ndarray:
     width, answers, finished = len(ids), np.empty((len(ids), 0), np.int32), []
     scores = np.full(width, -np.inf, np.float32)                               # (W,)
     scores[0] = 0                                                              # all begin alike: one of them counts
-    for length in range(1, context + 2 - ids.shape[1]):
+    for length in range(1, room(ids, context) + 1):
         total = scores[:, None] + log_softmax(writer.after(ids))               # (W,V) f32
         finished += [(total[row, END] / length, answers[row]) for row in best_ends(total)]
         total[:, END] = -np.inf
@@ -66,6 +67,14 @@ def beam(writer: Writer, ids: np.ndarray, context: int) -> np.ndarray:
         ids = answers[:, -1:]
     best = max(finished, key=lambda found: found[0])[1] if finished else answers[0, :-1]
     return np.append(best, np.int32(END))
+
+
+def room(ids: np.ndarray, context: int) -> int:
+    """How many tokens can be written behind ids (B,n): the last of them is not read. MiniLLMError for none."""
+    if ids.shape[1] > context:
+        raise MiniLLMError(f"a text of {ids.shape[1]} tokens leaves no room for an answer in a context of {context}: cut the text, "
+                           "or train with a larger --context")
+    return context + 1 - ids.shape[1]
 
 
 def best_ends(total: np.ndarray) -> list[int]:
