@@ -318,6 +318,13 @@ assert bits_per_character(single, 1) > ngrams[3]
 # more: for n = 7 there are 320,000 counts to keep, five times the weights of this GPT. At this scale counting is hard
 # to beat.
 #
+# Where does that scale end? On twelve times as much text, the leads of an encyclopedia (``--corpus wiki``), n = 4, 7 and
+# 10 reach 2.34, 1.70 and 1.64 bits, and the published configuration 2.70 in its 2,000 steps. More steps, tokens of 2.6
+# characters and windows of 128 of them (``minillm train --corpus wiki --tokenizer bpe --vocab 1024 --context 128
+# --batch 12 --lr 2e-3 --warmup 200 --steps 20000``) take the same four blocks past them, one seed: 1.81 bits after 5,000
+# steps, 1.68 after 10,000, 1.63 after 13,000 and 1.60 after 15,000, which took three quarters of an hour of one core.
+# A million weights are then ahead of 7.6 million counts.
+#
 # What it writes
 # --------------
 
