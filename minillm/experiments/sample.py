@@ -28,9 +28,9 @@ def sample(path: str | Path, prompt: str | None = None, tokens: int = 200, tempe
     model, tokenizer, options = load_run(path) if weights is None else load_unquantized(path, "given other weights")
     if weights is not None:
         model = in_weights(model, weights)
-    if options.tasks and int8_cache:
-        raise MiniLLMError("--int8-cache is for a model that goes on with a text, this one answers: drop it")
     if options.tasks:
+        if int8_cache:
+            raise MiniLLMError("--int8-cache is for a model that goes on with a text, this one answers: drop it")
         return answer(RunFolder(Path(path)).reader(options, tokenizer), model, prompt, beam)
     if prompt is None:
         prompt = first_of(tokenizer)

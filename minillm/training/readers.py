@@ -23,11 +23,11 @@ class PairReader:
 
     def check(self, name: str, examples: Sequence[Example]) -> None:
         """MiniLLMError where a text of this task is longer than the context."""
-        longest = max(self.room(len(self.tokenizer.encode(e.source)), len(self.tokenizer.encode(e.target))) for e in examples)
+        longest = max(self.needed(len(self.tokenizer.encode(e.source)), len(self.tokenizer.encode(e.target))) for e in examples)
         if longest > self.context:
             raise MiniLLMError(f"a text of {name} has {longest} tokens, the context is {self.context}: give --context {longest}")
 
-    def room(self, source: int, target: int) -> int:
+    def needed(self, source: int, target: int) -> int:
         """The context that a source and a target of so many tokens take."""
         return max(source, target + 1)
 
@@ -57,7 +57,7 @@ class PairReader:
 class ContinuationReader(PairReader):
     """Texts in, texts out, for a decoder alone: source, BEGIN and target as one text (B,T), targets (B,T) from BEGIN on, int32."""
 
-    def room(self, source: int, target: int) -> int:
+    def needed(self, source: int, target: int) -> int:
         return source + 1 + target
 
     def batch(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +78,7 @@ class ContinuationReader(PairReader):
 def of_like_length(sources: Sequence, answer: Callable[[list], list[str]], same: bool = False) -> list[str]:
     """The answers in the order of the sources; those of about the same length, or just the same, go through the model together."""
     order, found = sorted(range(len(sources)), key=lambda i: len(sources[i])), {}
-    for _, group in groupby(order, (lambda i: len(sources[i])) if same else (lambda i: 0)):
+    for _, group in groupby(order, lambda i: same and len(sources[i])):
         group = list(group)
         for at in range(0, len(group), TOGETHER):
             some = group[at:at + TOGETHER]
